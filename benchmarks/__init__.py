@@ -1,0 +1,1 @@
+"""Comparisons of the storage proxy with its peers on a real S3 server, by one command: ``make bench``."""

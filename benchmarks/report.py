@@ -1,0 +1,121 @@
+"""The results as a table for people, Markdown for docs/performance.md, or JSON; and the machine they are from."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Case
+from benchmarks.measurement import Measurement, median
+from benchmarks.peers import OURS
+
+HEADERS = ("case", "server", "MB/s", "CPU s/GB", "peak memory MB", "first byte ms")
+
+
+@dataclass(slots=True)
+class Results:
+    """Every measurement, by case and peer, in the order of the rounds."""
+
+    rounds: int
+    cases: Sequence[Case]
+    measurements: dict[tuple[str, str], list[Measurement]] = field(default_factory=dict)
+
+    def add(self, case: Case, peer: str, measurement: Measurement) -> None:
+        self.measurements.setdefault((case.name, peer), []).append(measurement)
+
+    def medians(self, case: Case) -> dict[str, Measurement]:
+        return {peer: median(each) for (name, peer), each in self.measurements.items() if name == case.name}
+
+
+def machine() -> dict[str, str]:
+    model = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return {
+        "CPU": model,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "kernel": platform.release(),
+        "Python": platform.python_version(),
+    }
+
+
+def rows(results: Results) -> list[tuple[str, ...]]:
+    """The medians, and under them the storage proxy's ratio to each other peer."""
+    table = []
+    for case in results.cases:
+        medians = results.medians(case)
+        title = case.title
+        for peer, figures in medians.items():
+            table.append((title, peer, *_cells(figures)))
+            title = ""
+        table += [
+            ("", f"{OURS} / {peer}", *_ratios(medians[OURS], figures))
+            for peer, figures in medians.items()
+            if peer != OURS and OURS in medians
+        ]
+    return table
+
+
+def _cells(figures: Measurement) -> tuple[str, ...]:
+    return (
+        f"{figures.mb_per_second:,.0f}" if figures.mb_per_second >= 100 else f"{figures.mb_per_second:.1f}",
+        f"{figures.cpu_seconds_per_gb:.2f}",
+        f"{figures.peak_memory_mb:,.0f}",
+        f"{figures.first_byte_ms:,.1f}",
+    )
+
+
+def _ratios(ours: Measurement, other: Measurement) -> tuple[str, ...]:
+    pairs = zip(astuple(ours), astuple(other), strict=True)
+    return tuple(f"x {mine / theirs:.2f}" if theirs else "-" for mine, theirs in pairs)
+
+
+def plain(results: Results) -> str:
+    table = [HEADERS, *rows(results)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEADERS))]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, "", summary(results)])
+
+
+def markdown(results: Results) -> str:
+    head = ["| " + " | ".join(HEADERS) + " |", "| --- | --- |" + " ---: |" * (len(HEADERS) - 2)]
+    body = ["| " + " | ".join(row) + " |" for row in rows(results)]
+    return "\n".join([*head, *body, "", summary(results)])
+
+
+def summary(results: Results) -> str:
+    times = "One round" if results.rounds == 1 else f"Medians of {results.rounds} interleaved rounds"
+    return (
+        f"{times}; client, server and S3 server on one machine: "
+        + ", ".join(f"{name} {value}" for name, value in machine().items())
+        + ". MB and GB are decimal."
+    )
+
+
+def as_json(results: Results) -> Mapping[str, Any]:
+    return {
+        "machine": machine(),
+        "rounds": results.rounds,
+        "cases": [
+            {
+                **asdict(case),
+                "medians": {peer: asdict(figures) for peer, figures in results.medians(case).items()},
+                "measurements": {
+                    peer: [asdict(one) for one in each]
+                    for (name, peer), each in results.measurements.items()
+                    if name == case.name
+                },
+            }
+            for case in results.cases
+        ],
+    }

@@ -1,0 +1,1 @@
+"""What both programs speak: tokens, wire models, names, errors. Imports nothing else of the house."""

@@ -1,0 +1,61 @@
+"""Errors as ``application/problem+json`` (RFC 9457), and Pydantic's errors as ours."""
+
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storage_proxy.common.errors import FieldError, InvalidRequest, ServiceError, UnsafeName
+
+PROBLEM_CONTENT_TYPE = "application/problem+json"
+MAX_FIELD_ERRORS = 100
+
+
+class ProblemField(BaseModel):
+    """One field at fault."""
+
+    model_config = ConfigDict(extra="allow")
+
+    loc: list[str | int] = Field(description="The path of keys and indexes to the field.")
+    msg: str = Field(description="What is wrong with it.")
+    key: str | None = Field(default=None, description="The key of the blob concerned, where it is one.")
+
+
+class Problem(BaseModel):
+    """The body of every error answer."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="Stable: programs decide by this.")
+    request_id: str
+    errors: list[ProblemField] | None = None
+
+
+def problem_of(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """The JSON object that tells a caller of ``error``."""
+    problem: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status_hint).phrase,
+        "status": error.status_hint,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.errors:
+        problem["errors"] = [dict(field) for field in error.errors]
+    return problem
+
+
+def field_errors(error: ValidationError) -> list[FieldError]:
+    """What Pydantic found, without the input: at most `MAX_FIELD_ERRORS` fields."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{"loc": list(each["loc"]), "msg": each["msg"]} for each in found[:MAX_FIELD_ERRORS]]
+
+
+def invalid_input(error: ValidationError) -> ServiceError:
+    """Our error for input that a model refused; text that is no Unicode is an unsafe name."""
+    if any(each["type"] == "string_unicode" for each in error.errors(include_input=False)):
+        return UnsafeName("A text contains a lone surrogate", errors=field_errors(error))
+    return InvalidRequest(errors=field_errors(error))

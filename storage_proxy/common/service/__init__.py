@@ -1,0 +1,1 @@
+"""What every program of the house needs to run as a service: settings, logs, listeners, health, endpoints."""

@@ -1,0 +1,161 @@
+"""Typed handlers: what a method's annotations say is parsed by Pydantic before it runs, its answer after.
+
+The law: no handler parses a body, a query, a path or a token by hand, and what a model refuses is the contract's
+error before anything is read.
+"""
+
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from aiohttp import hdrs, web
+from multidict import MultiMapping
+from pydantic import BaseModel, ValidationError
+
+from storage_proxy.common.errors import (
+    InvalidRequest,
+    PayloadTooLarge,
+    ServiceError,
+    TokenWrongOperation,
+    UnsupportedMediaType,
+)
+from storage_proxy.common.problems import invalid_input
+from storage_proxy.common.tokens import Claims
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ClaimsOf = Callable[[web.Request], Claims]
+
+_Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
+_MARK = "__endpoint__"
+_MODELLED = ("body", "query", "path", "claims")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One operation of an API: where it is, what it takes, what it answers.
+
+    ``errors`` are those worth documenting; ``parts`` maps ``body``, ``query``, ``path`` and ``claims`` to models.
+    """
+
+    method: str
+    path: str
+    summary: str
+    description: str
+    status: int
+    errors: Sequence[type[ServiceError]]
+    parts: Mapping[str, type[BaseModel]]
+    answer: type[BaseModel] | None
+    handler: Handler
+
+
+def endpoint(
+    method: str, path: str, *, status: int = 200, errors: Sequence[type[ServiceError]] = ()
+) -> Callable[[_Method], _Method]:
+    """Mark a method as the handler of ``method path``.
+
+    Its parameters are chosen by name: ``body``, ``query``, ``path`` and ``claims`` are Pydantic models,
+    ``request`` is the request itself. It returns a model (sent as JSON with ``status``), None (an empty body)
+    or a response. A GET answers HEAD, too.
+    """
+
+    def mark(function: _Method) -> _Method:
+        setattr(function, _MARK, (method, path, status, tuple(errors)))
+        return function
+
+    return mark
+
+
+def endpoints_of(handlers: object, *, claims_of: ClaimsOf | None = None) -> list[Endpoint]:
+    """The endpoints among the methods of ``handlers``, in the order of their definition."""
+    found = []
+    for name in vars(type(handlers)):
+        method = getattr(handlers, name)
+        if hasattr(method, _MARK):
+            found.append(_bound(method, claims_of))
+    return found
+
+
+def add_endpoints(app: web.Application, endpoints: Sequence[Endpoint]) -> None:
+    """Route ``endpoints`` in ``app``."""
+    for each in endpoints:
+        app.router.add_route(each.method, each.path, each.handler)
+        if each.method == hdrs.METH_GET:
+            app.router.add_route(hdrs.METH_HEAD, each.path, each.handler)
+
+
+def _bound(method: Callable[..., Awaitable[Any]], claims_of: ClaimsOf | None) -> Endpoint:
+    verb, path, status, errors = getattr(method, _MARK)
+    hints = get_type_hints(method)
+    answer = hints.pop("return", None)
+    wants_request = hints.pop("request", None) is not None
+    parts: dict[str, type[BaseModel]] = hints
+    unknown = parts.keys() - set(_MODELLED)
+    if unknown or ("claims" in parts and claims_of is None):
+        raise TypeError(f"{method.__qualname__} asks for {sorted(unknown) or 'claims'}")
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        arguments: dict[str, Any] = {"request": request} if wants_request else {}
+        for part, model in parts.items():
+            arguments[part] = await _parse(request, part, model, claims_of)
+        result = await method(**arguments)
+        if isinstance(result, web.StreamResponse):
+            return result
+        if result is None:
+            return web.Response(status=204 if status == 200 else status)
+        return web.Response(status=status, body=result.model_dump_json().encode(), content_type="application/json")
+
+    summary, _, description = (inspect.getdoc(method) or "").partition("\n\n")
+    is_model = inspect.isclass(answer) and issubclass(answer, BaseModel)
+    return Endpoint(verb, path, summary, description, status, errors, parts, answer if is_model else None, handle)
+
+
+async def _parse(request: web.Request, part: str, model: type[BaseModel], claims_of: ClaimsOf | None) -> BaseModel:
+    if part == "claims":
+        assert claims_of is not None
+        claims = claims_of(request)
+        if not isinstance(claims, model):
+            raise TokenWrongOperation(f"The token is for {claims.op}")
+        return claims
+    try:
+        if part == "body":
+            return _from_json(model, await _json_body(request))
+        if part == "query":
+            return model.model_validate(single_values(request.query))
+        return model.model_validate(dict(request.match_info))
+    except ValidationError as error:
+        raise invalid_input(error) from None
+
+
+def _from_json(model: type[BaseModel], body: bytes) -> BaseModel:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        if error.errors()[0]["type"] != "json_invalid":
+            raise
+        # Pydantic's parser calls a lone surrogate invalid JSON; the contract calls it an unsafe name.
+        try:
+            given = json.loads(body)
+        except (ValueError, RecursionError):
+            raise error from None
+        return model.model_validate(given)
+
+
+async def _json_body(request: web.Request) -> bytes:
+    if request.content_type != "application/json":
+        raise UnsupportedMediaType
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedMediaType("A compressed request body is not accepted")
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise PayloadTooLarge from None
+
+
+def single_values(query: MultiMapping[str]) -> dict[str, str]:
+    """The parameters of a query, each given once. Raises `InvalidRequest` otherwise."""
+    values = dict(query)
+    if len(values) != len(query):
+        raise InvalidRequest("A query parameter is given twice")
+    return values

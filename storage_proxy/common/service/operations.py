@@ -1,0 +1,110 @@
+"""Health and metrics: what an operator and a balancer ask of every process.
+
+The law: live means the event loop turns; ready turns false only while starting or draining. A dependency that is away
+is named under ``degraded``: taking every replica out of the balancer would help nobody.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
+
+from storage_proxy.common.errors import ServiceError
+from storage_proxy.common.service.endpoints import endpoint
+
+Probe = Callable[[], Awaitable[None]]
+
+PROBE_TIMEOUT_SECONDS = 2.0
+PROBE_TTL_SECONDS = 1.0
+
+
+class Liveness(BaseModel):
+    """The process answers."""
+
+    live: bool = True
+
+
+class Readiness(BaseModel):
+    """Whether to send work here, and what does not work."""
+
+    ready: bool
+    degraded: list[str] = Field(description="Dependencies that are away, each with its reason.")
+
+
+class Health:
+    """The state of one process: starting, ready or draining, and its dependencies (name -> probe)."""
+
+    def __init__(self, probes: Mapping[str, Probe] | None = None) -> None:
+        self._probes = dict(probes or {})
+        self._serving = False
+        self._degraded: list[str] = []
+        self._probed_at = float("-inf")
+        self._probing = asyncio.Lock()
+
+    def started(self) -> None:
+        self._serving = True
+
+    def draining(self) -> None:
+        self._serving = False
+
+    async def readiness(self) -> Readiness:
+        """The state now; dependencies are asked at most once a second, each for at most two."""
+        async with self._probing:
+            if time.monotonic() - self._probed_at > PROBE_TTL_SECONDS:
+                reasons = await asyncio.gather(*(_ask(*each) for each in self._probes.items()))
+                self._degraded = [reason for reason in reasons if reason]
+                self._probed_at = time.monotonic()
+        return Readiness(ready=self._serving, degraded=self._degraded)
+
+
+async def _ask(name: str, probe: Probe) -> str | None:
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
+            await probe()
+    except TimeoutError:
+        return f"{name}: no answer within {PROBE_TIMEOUT_SECONDS:g} s"
+    except ServiceError as error:
+        return f"{name}: {error.detail}"
+    return None
+
+
+class HealthHandlers:
+    """The health endpoints."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    @endpoint("GET", "/health/live")
+    async def live(self) -> Liveness:
+        """Whether the process answers."""
+        return Liveness()
+
+    @endpoint("GET", "/health/ready")
+    async def ready(self) -> web.Response:
+        """Whether to send work here: 200, or 503 while starting and draining."""
+        readiness = await self._health.readiness()
+        return web.Response(
+            status=200 if readiness.ready else 503,
+            body=readiness.model_dump_json().encode(),
+            content_type="application/json",
+        )
+
+
+class MetricsHandlers:
+    """The metrics endpoint."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    @endpoint("GET", "/metrics")
+    async def metrics(self) -> web.Response:
+        """Every metric of this process, for Prometheus."""
+        body = generate_latest(self._registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+HEALTH_PATHS = frozenset({"/health/live", "/health/ready"})

@@ -1,0 +1,115 @@
+"""What the two programs say to each other, and what the manager passes on: typed requests and answers.
+
+The law: unknown fields are refused; a value is written one way everywhere (see `values`).
+"""
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from storage_proxy.common.tokens import ArchiveFormat, Compression, OnMissing, Sha256Name
+from storage_proxy.common.values import Crc32Hex, Timestamp
+
+DEFAULT_BUCKET = "default"
+MAX_RPC_BODY_BYTES = 48 << 20
+"""Room for 100,000 entries of ordinary length."""
+
+
+class Wire(BaseModel):
+    """A request or an answer."""
+
+    # Any constraint makes Pydantic look at a text: without one a lone surrogate passes, and fails where it is encoded.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, str_min_length=0)
+
+
+class OnDuplicate(StrEnum):
+    RENAME = "rename"
+    FAIL = "fail"
+
+
+class Names(StrEnum):
+    PORTABLE = "portable"
+    EXACT = "exact"
+
+
+BucketName = Annotated[str, Field(max_length=64, description="A bucket of the configuration.")]
+BlobKey = Annotated[str, Field(description="The blob's key within the bucket.")]
+
+
+class BlobAddress(Wire):
+    """Which blob."""
+
+    bucket: BucketName = DEFAULT_BUCKET
+    key: BlobKey
+
+
+class BlobDescription(Wire):
+    """One blob as it is now."""
+
+    bucket: str
+    key: str
+    size: int = Field(description="Bytes.")
+    etag: str = Field(description="With its quotes.")
+    last_modified: Timestamp
+    content_type: str
+    crc32: Crc32Hex | None = Field(description="CRC-32 of the content, null where the storage does not know it.")
+
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True, str_min_length=0))
+class SelectedBlob:
+    """One blob of an archive; ``name`` is its name there, by default its key."""
+
+    key: str
+    name: str | None = None
+    bucket: str | None = None
+
+
+class ArchiveSelection(Wire):
+    """What goes into an archive, and how: exactly one of ``entries``, ``prefix`` and ``run_id`` selects."""
+
+    bucket: BucketName = DEFAULT_BUCKET
+    entries: Annotated[list[SelectedBlob], Field(min_length=1)] | None = Field(
+        default=None, description="These blobs. An entry's name is by default its key, its bucket the one above."
+    )
+    prefix: str | None = Field(default=None, description="Every blob under it: empty, or ends in /.")
+    run_id: str | None = Field(default=None, description="Every blob of the run.")
+    format: ArchiveFormat = ArchiveFormat.ZIP
+    compression: Compression = Compression.STORE
+    on_missing: OnMissing = Field(
+        default=OnMissing.FAIL,
+        description="A missing blob refuses the archive, or is left out and listed in MISSING.txt.",
+    )
+    on_duplicate: OnDuplicate = Field(
+        default=OnDuplicate.RENAME, description="A second entry of one name becomes `name (2).ext`, or is refused."
+    )
+    names: Names = Field(default=Names.PORTABLE, description="Whether names are changed to what Windows can store.")
+
+    @model_validator(mode="after")
+    def _selects_one_way(self) -> Self:
+        if sum(way is not None for way in (self.entries, self.prefix, self.run_id)) != 1:
+            raise ValueError("exactly one of entries, prefix and run_id is required")
+        if self.prefix and not self.prefix.endswith("/"):
+            raise ValueError("prefix must be empty or end in /")
+        if self.format is ArchiveFormat.TAR and self.compression is Compression.DEFLATE:
+            raise ValueError("tar cannot be combined with deflate")
+        return self
+
+
+class SkippedBlob(Wire):
+    """A blob that was asked for and is not in the archive."""
+
+    key: str
+    reason: str
+
+
+class PlannedArchive(Wire):
+    """An archive whose every byte is decided: what its manifest pins."""
+
+    manifest: Sha256Name
+    entries: int = Field(description="Entries of the archive, folders and MISSING.txt included.")
+    size: int | None = Field(description="Exact bytes of the archive, null where only the end will tell.")
+    etag: str | None = Field(description="The archive's strong ETag.")
+    resumable: bool = Field(description="Whether a Range is answered now.")
+    skipped: list[SkippedBlob]

@@ -1,0 +1,1 @@
+"""The read path: grant -> plan -> byte ranges -> stream."""

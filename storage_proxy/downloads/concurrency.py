@@ -1,0 +1,32 @@
+"""Work side by side with a bound, results in order."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+async def map_bounded(
+    limit: int, function: Callable[[_Item], Awaitable[_Result]], items: Iterable[_Item]
+) -> list[_Result]:
+    """``[await function(item) for item in items]`` with at most ``limit`` under way.
+
+    The first failure cancels the rest and is raised as it is.
+    """
+    results: dict[int, _Result] = {}
+    queue = iter(enumerate(items))
+
+    async def work() -> None:
+        for index, item in queue:
+            results[index] = await function(item)
+
+    workers = [asyncio.create_task(work()) for _ in range(limit)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+    return [results[index] for index in range(len(results))]

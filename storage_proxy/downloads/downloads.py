@@ -1,0 +1,168 @@
+"""From a grant to what it may have: a representation with its validators, its exact size and its bytes.
+
+The law: a blob and an archive are one kind of thing; everything that can fail is asked before the first byte.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from storage_proxy.common.errors import BlobNotFound, InvalidRequest, UnsafeName
+from storage_proxy.common.names import unsafe_filename_reason, unsafe_key_reason
+from storage_proxy.common.tokens import (
+    ArchiveFormat,
+    ArchiveGrant,
+    BlobGrant,
+    Compression,
+    Disposition,
+    Limits,
+    OnMissing,
+)
+from storage_proxy.common.wire import ArchiveSelection, SelectedBlob
+from storage_proxy.downloads.bodies import ArchiveBody, Body, blob_bytes
+from storage_proxy.downloads.buckets import Buckets
+from storage_proxy.downloads.manifests import ManifestStore, PlanCache, PlannedZip, in_memory
+from storage_proxy.downloads.planner import ArchivePlanner
+from storage_proxy.downloads.sources import Pin, Sources
+from storage_proxy.stores.port import RESERVED_PREFIX, BlobStat, BlobStore, PresignsDownloads
+
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
+REDIRECT_SECONDS = 60
+
+Presign = Callable[[str, str], Awaitable[str]]
+"""From a Content-Disposition and a Content-Type to a URL that answers with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Representation:
+    """What a GET answers. ``last_modified`` is in epoch seconds, ``size`` in bytes; ``ranges`` says whether a Range
+    can be answered; ``pinned`` whether a change of its blobs is the link's end (410) or a reason to look again.
+    """
+
+    etag: str
+    size: int
+    last_modified: int
+    content_type: str
+    content_encoding: str | None
+    filename: str
+    disposition: Disposition
+    entries: int
+    ranges: bool
+    pinned: bool
+    body: Callable[[int, int], Body]
+    presign: Presign | None = None
+
+
+class Downloads:
+    """Answers grants from the buckets. ``redirecting`` names the buckets whose blobs may go by a presigned URL."""
+
+    def __init__(
+        self,
+        buckets: Buckets,
+        sources: Sources,
+        manifests: ManifestStore,
+        planner: ArchivePlanner,
+        cache: PlanCache,
+        *,
+        redirecting: frozenset[str] = frozenset(),
+    ) -> None:
+        self._buckets = buckets
+        self._sources = sources
+        self._manifests = manifests
+        self._planner = planner
+        self._cache = cache
+        self._redirecting = redirecting
+
+    async def blob(self, grant: BlobGrant) -> Representation:
+        """The blob as it is now. Raises `BlobNotFound`, `BucketNotFound`, and as its store does."""
+        _refuse_limits(grant)
+        _check_filename(grant.filename)
+        store = self._buckets.get(grant.bucket)
+        stat = await stat_blob(store, grant.key)
+        content_type = stat.content_type or DEFAULT_CONTENT_TYPE
+        pin = Pin(grant.bucket, stat.key, stat.etag, stat.size)
+        return Representation(
+            etag=stat.etag,
+            size=stat.size,
+            last_modified=stat.last_modified,
+            content_type=content_type,
+            content_encoding=stat.content_encoding,
+            filename=grant.filename,
+            disposition=grant.disposition,
+            entries=1,
+            ranges=True,
+            pinned=False,
+            body=lambda start, stop: Body(partial(blob_bytes, self._sources, pin, stat.crc32, start, stop)),
+            presign=self._presign(grant, store),
+        )
+
+    async def archive(self, grant: ArchiveGrant) -> Representation:
+        """The archive that the grant pins, or of the files it lists, as they are now.
+
+        Raises `BlobNotFound`, `BucketNotFound`, `InvalidRequest`, `UnsafeName`, and as the stores do.
+        """
+        _refuse_limits(grant)
+        _check_filename(grant.filename)
+        if grant.format is not ArchiveFormat.ZIP or grant.compression is not Compression.STORE:
+            raise InvalidRequest("This version serves zip archives of stored entries only")
+        archive = await self._planned(grant)
+        head = archive.head
+        return Representation(
+            etag=head.etag,
+            size=head.plan.size,
+            last_modified=head.last_modified,
+            content_type="application/zip",
+            content_encoding=None,
+            filename=grant.filename,
+            disposition=Disposition.ATTACHMENT,
+            entries=head.plan.entries,
+            ranges=not head.plan.unknown_crcs,
+            pinned=True,
+            body=lambda start, stop: Body(lambda heal: ArchiveBody(archive, self._sources, heal).chunks(start, stop)),
+        )
+
+    async def _planned(self, grant: ArchiveGrant) -> PlannedZip:
+        if grant.manifest is not None:
+            return await self._manifests.open(grant.manifest)
+        selection = ArchiveSelection(
+            bucket=grant.bucket,
+            entries=[SelectedBlob(key=file.key, name=file.name) for file in grant.files or ()],
+            on_missing=grant.on_missing or OnMissing.FAIL,
+        )
+        plan = await self._planner.plan(selection)
+        return in_memory(plan.manifest, self._cache)
+
+    def _presign(self, grant: BlobGrant, store: BlobStore) -> Presign | None:
+        may = grant.bucket in self._redirecting and grant.disposition is Disposition.ATTACHMENT
+        if not may or not isinstance(store, PresignsDownloads):
+            return None
+
+        async def presign(content_disposition: str, content_type: str) -> str:
+            return await store.presign_get(
+                grant.key,
+                expires_in=REDIRECT_SECONDS,
+                content_disposition=content_disposition,
+                content_type=content_type,
+            )
+
+        return presign
+
+
+async def stat_blob(store: BlobStore, key: str) -> BlobStat:
+    """The blob that a caller names. Raises `UnsafeName` before asking the store, `BlobNotFound` after it."""
+    if reason := unsafe_key_reason(key):
+        raise UnsafeName(f"The key {reason}", errors=[{"loc": ["key"], "msg": reason}])
+    stat = None if key.startswith(RESERVED_PREFIX) else await store.stat(key)
+    if stat is None:
+        raise BlobNotFound(errors=[{"loc": ["key"], "msg": "does not exist", "key": key}])
+    return stat
+
+
+def _check_filename(filename: str) -> None:
+    if reason := unsafe_filename_reason(filename):
+        raise InvalidRequest(f"The token's filename {reason}")
+
+
+def _refuse_limits(grant: Limits) -> None:
+    if grant.limited:
+        raise InvalidRequest("The token carries a limit that this version does not enforce")

@@ -1,0 +1,137 @@
+"""Where manifests are kept, and archives opened from them: heads and blocks, loaded when needed, checked, cached.
+
+The law: a manifest is written again at each mint, so its age is that of its youngest token; what is read is believed
+only after its digest.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError
+from storage_proxy.downloads.cache import BytesBoundedCache
+from storage_proxy.downloads.manifest import (
+    DAMAGED,
+    MAX_HEAD_BYTES,
+    PREAMBLE_BYTES,
+    Manifest,
+    ManifestHead,
+    decode_head,
+    decode_piece,
+    head_length,
+)
+from storage_proxy.formats.entries import EntryBlock
+from storage_proxy.formats.zip_block import ZipBlock
+from storage_proxy.stores.port import RESERVED_PREFIX, BlobStore
+
+MANIFESTS_PREFIX = f"{RESERVED_PREFIX}manifests/"
+_FIRST_READ_BYTES = 64 << 10
+
+PlanCache = BytesBoundedCache[ManifestHead | ZipBlock]
+FetchPiece = Callable[[int], Awaitable[bytes]]
+
+
+class PlannedZip:
+    """An archive that can be streamed: its head, and its blocks as they are needed."""
+
+    def __init__(self, head: ManifestHead, fetch: FetchPiece, cache: PlanCache) -> None:
+        """``fetch`` gives a piece's stored bytes."""
+        self.head = head
+        self._fetch = fetch
+        self._cache = cache
+
+    async def block(self, index: int) -> ZipBlock:
+        """Block ``index``, compiled. Raises `StorageError` when it is damaged, and as the store does."""
+        key = (self.head.digest, index)
+        cached = self._cache.get(key)
+        if isinstance(cached, ZipBlock):
+            return cached
+        raw = decode_piece(self.head.pieces[index], await self._fetch(index))
+        plan = self.head.plan
+        try:
+            block = ZipBlock(EntryBlock.decode(raw), plan.local_start(index), plan.first_entry(index))
+        except ValueError as error:
+            raise StorageError(DAMAGED) from error
+        self._cache.put(key, block)
+        return block
+
+    async def own_text(self, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of the archive's own text that lie in the piece where ``start`` is."""
+        offset = 0
+        for index in range(self.head.blocks, len(self.head.pieces)):
+            piece = self.head.pieces[index]
+            if start < offset + piece.raw:
+                raw = decode_piece(piece, await self._fetch(index))
+                return raw[start - offset : stop - offset]
+            offset += piece.raw
+        raise StorageError(DAMAGED)
+
+
+class ManifestStore:
+    """Manifests in one bucket, under ``.storage-proxy/manifests/``."""
+
+    def __init__(self, store: BlobStore, cache: PlanCache) -> None:
+        self._store = store
+        self._cache = cache
+
+    async def write(self, manifest: Manifest) -> None:
+        """Keep ``manifest``, durably, and as of now."""
+        await self._store.put(_key(manifest.head.digest), manifest.encode())
+
+    async def open(self, name: str) -> PlannedZip:
+        """The archive of the manifest that a token names (``sha256:<hex>``).
+
+        Raises `BlobNotFound` when it is not kept any more, `StorageError` when it is damaged.
+        """
+        digest = name.removeprefix("sha256:")
+        head = self._cache.get(digest)
+        if not isinstance(head, ManifestHead):
+            head = await self._read_head(digest)
+            self._cache.put(digest, head)
+
+        async def fetch(index: int) -> bytes:
+            piece = head.pieces[index]
+            return await self._read(digest, piece.offset, piece.offset + piece.stored)
+
+        return PlannedZip(head, fetch, self._cache)
+
+    async def _read_head(self, digest: str) -> ManifestHead:
+        stat = await self._store.stat(_key(digest))
+        if stat is None:
+            raise BlobNotFound("The archive's manifest is not kept any more")
+        if stat.size < PREAMBLE_BYTES:
+            raise StorageError(DAMAGED)
+        start = await self._read(digest, 0, min(stat.size, _FIRST_READ_BYTES))
+        try:
+            needed = PREAMBLE_BYTES + head_length(start)
+        except ValueError as error:
+            raise StorageError(DAMAGED) from error
+        if needed > min(stat.size, MAX_HEAD_BYTES):
+            raise StorageError(DAMAGED)
+        if needed > len(start):
+            start += await self._read(digest, len(start), needed)
+        return decode_head(start, digest)
+
+    async def _read(self, digest: str, start: int, stop: int) -> bytes:
+        try:
+            reader = await self._store.open(_key(digest), start=start, stop=stop, if_match=None)
+        except BlobChanged as error:  # shorter than its head says
+            raise StorageError(DAMAGED) from error
+        try:
+            chunks = []
+            while chunk := await reader.read():
+                chunks.append(bytes(chunk))
+            return b"".join(chunks)
+        finally:
+            await reader.aclose()
+
+
+def in_memory(manifest: Manifest, cache: PlanCache) -> PlannedZip:
+    """An archive whose manifest is kept nowhere: for tokens that list their files themselves."""
+
+    async def fetch(index: int) -> bytes:
+        return manifest.pieces[index]
+
+    return PlannedZip(manifest.head, fetch, cache)
+
+
+def _key(digest: str) -> str:
+    return f"{MANIFESTS_PREFIX}{digest}"

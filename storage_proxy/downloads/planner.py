@@ -1,0 +1,222 @@
+"""From a selection to a manifest: what is there, under which names, with which CRC-32s.
+
+The law: everything that can be refused is refused here, before any byte is promised; memory is by blocks, not by
+entries.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from isal.isal_zlib import crc32
+
+from storage_proxy.common.errors import BlobNotFound, FieldError, InvalidRequest, SelectionTooLarge
+from storage_proxy.common.names import portable, sanitized
+from storage_proxy.common.selection import check_selection
+from storage_proxy.common.tokens import ArchiveFormat, Compression, OnMissing
+from storage_proxy.common.wire import ArchiveSelection, Names, OnDuplicate, SelectedBlob, SkippedBlob
+from storage_proxy.downloads.archive_names import ArchiveNames
+from storage_proxy.downloads.buckets import Buckets
+from storage_proxy.downloads.concurrency import map_bounded
+from storage_proxy.downloads.crc_budget import CrcBudget
+from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, Manifest, ManifestBuilder
+from storage_proxy.formats.entries import Entry, EntryBlock, EntryBlockBuilder
+from storage_proxy.stores.port import RESERVED_PREFIX, BlobStat, ReadsCrc32
+
+MISSING_NAME = "MISSING.txt"
+_DOES_NOT_EXIST = "does not exist"
+_EARLIEST = 315_532_800  # 1980-01-01, the beginning of a zip's time
+_BATCH = 1024
+_CRC_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLimits:
+    """Bounds of one plan: entries, requests under way, and what may be read to learn CRC-32s."""
+
+    max_entries: int = 100_000
+    parallel_requests: int = 32
+    crc32_read_bytes: int = 1 << 30
+    crc32_seconds: float = 20.0
+
+
+class Plan(NamedTuple):
+    """A manifest, and what was asked for and is not in it."""
+
+    manifest: Manifest
+    skipped: list[SkippedBlob]
+
+
+class ArchivePlanner:
+    """Resolves selections against the buckets."""
+
+    def __init__(self, buckets: Buckets, limits: PlanLimits) -> None:
+        self._buckets = buckets
+        self._limits = limits
+
+    async def plan(self, selection: ArchiveSelection) -> Plan:
+        """The archive of ``selection`` as it is now.
+
+        Raises `InvalidRequest`, `UnsafeName`, `SelectionTooLarge`, `BucketNotFound`, `BlobNotFound` (with every
+        missing key), `DuplicateName`, and as the stores do.
+        """
+        _refuse_unsupported(selection)
+        if len(selection.entries or ()) > self._limits.max_entries:
+            raise _too_large(self._limits.max_entries)
+        check_selection(selection)
+        return await _Planning(self._buckets, self._limits, selection).run()
+
+
+class _Planning:
+    """One run of the planner: first what is there, then names and CRC-32s, block by block."""
+
+    def __init__(self, buckets: Buckets, limits: PlanLimits, selection: ArchiveSelection) -> None:
+        self._buckets = buckets
+        self._limits = limits
+        self._selection = selection
+        self._names = ArchiveNames(rename=selection.on_duplicate is OnDuplicate.RENAME)
+        self._missing: list[tuple[int, str]] = []
+        self._latest = _EARLIEST
+
+    async def run(self) -> Plan:
+        wanted = await self._wanted_blocks()
+        self._refuse_missing()
+        if not wanted and not self._missing:
+            raise BlobNotFound("Nothing is selected")
+        builder = EntryBlockBuilder()
+        manifest = ManifestBuilder()
+        budget = CrcBudget(max_bytes=self._limits.crc32_read_bytes, seconds=self._limits.crc32_seconds)
+        for block in wanted:
+            for entry in await self._with_crcs(block, budget):
+                _add(manifest, builder.add(entry._replace(name=self._names.assign(entry.name))))
+                self._latest = max(self._latest, entry.last_modified)
+        self._refuse_missing()
+        text = "".join(f"{key}\t{_DOES_NOT_EXIST}\n" for _, key in self._missing).encode()
+        if text:
+            _add(manifest, builder.add(self._missing_entry(text)))
+        _add(manifest, builder.finish())
+        skipped = [SkippedBlob(key=key, reason=_DOES_NOT_EXIST) for _, key in self._missing]
+        return Plan(manifest.finish(text), skipped)
+
+    async def _wanted_blocks(self) -> list[EntryBlock]:
+        """What is there, under its wanted name; folders are noted, missing keys collected."""
+        builder = EntryBlockBuilder()
+        blocks = []
+        found = self._listed() if self._selection.entries is None else self._named(self._selection.entries)
+        async for entry in found:
+            self._names.note_folders(entry.name)
+            if (full := builder.add(entry)) is not None:
+                blocks.append(full)
+        last = builder.finish()
+        return [*blocks, last] if last else blocks
+
+    async def _listed(self) -> AsyncIterator[Entry]:
+        prefix, bucket = self._selection.prefix or "", self._selection.bucket
+        count = 0
+        async for page in self._buckets.get(bucket).list(prefix):
+            for stat in page:
+                if stat.key.startswith(RESERVED_PREFIX) or stat.key == prefix:
+                    continue
+                count += 1
+                if count > self._limits.max_entries:
+                    raise _too_large(self._limits.max_entries)
+                yield self._entry(stat, bucket, sanitized(stat.key[len(prefix) :]))
+
+    async def _named(self, selected: Sequence[SelectedBlob]) -> AsyncIterator[Entry]:
+        seen: set[tuple[str, str, str]] = set()
+        for first in range(0, len(selected), _BATCH):
+            batch = selected[first : first + _BATCH]
+            stats = await map_bounded(self._limits.parallel_requests, self._stat, batch)
+            for index, (each, stat) in enumerate(zip(batch, stats, strict=True), first):
+                bucket, name = each.bucket or self._selection.bucket, each.name or each.key
+                if (bucket, each.key, name) in seen:
+                    continue
+                seen.add((bucket, each.key, name))
+                if stat is None:
+                    self._missing.append((index, each.key))
+                else:
+                    yield self._entry(stat, bucket, name)
+
+    async def _stat(self, selected: SelectedBlob) -> BlobStat | None:
+        store = self._buckets.get(selected.bucket or self._selection.bucket)
+        return None if selected.key.startswith(RESERVED_PREFIX) else await store.stat(selected.key)
+
+    def _entry(self, stat: BlobStat, bucket: str, name: str) -> Entry:
+        is_folder = stat.key.endswith("/") and stat.size == 0
+        name = name.removesuffix("/") + ("/" if is_folder else "")
+        if self._selection.names is Names.PORTABLE:
+            name = portable(name)
+        return Entry(name, bucket, stat.key, stat.size, stat.etag, stat.last_modified, stat.crc32)
+
+    async def _with_crcs(self, block: EntryBlock, budget: CrcBudget) -> list[Entry]:
+        """The block's entries, with the CRC-32s that can be had within the budget; those that vanished left out."""
+        entries = list(block)
+        unknown = [row for row, known in enumerate(block.crc_known) if not known]
+        readable = [row for row in unknown if isinstance(self._buckets.get(entries[row].bucket), ReadsCrc32)]
+        batches = [readable[first : first + _CRC_BATCH] for first in range(0, len(readable), _CRC_BATCH)]
+
+        async def read(rows: list[int]) -> None:
+            by_bucket: dict[str, list[int]] = {}
+            for row in rows:
+                if budget.take(entries[row].size):
+                    by_bucket.setdefault(entries[row].bucket, []).append(row)
+            for bucket, chosen in by_bucket.items():
+                store = self._buckets.get(bucket)
+                assert isinstance(store, ReadsCrc32)
+                versions = [(entries[row].key, entries[row].etag) for row in chosen]
+                sums = await store.read_crc32s(versions, timeout=budget.seconds_left)
+                for row, crc in zip(chosen, sums, strict=True):
+                    entries[row] = entries[row]._replace(crc32=crc)
+
+        await map_bounded(self._limits.parallel_requests, read, batches)
+        if self._selection.entries is not None:
+            return entries  # named ones have been asked for already
+        return await self._asked_again(entries, sorted(set(unknown) - set(readable)), budget)
+
+    async def _asked_again(self, entries: list[Entry], rows: Sequence[int], budget: CrcBudget) -> list[Entry]:
+        """A listing knows no checksums: each of ``rows`` is asked for by itself."""
+
+        async def ask(row: int) -> None:
+            if budget.seconds_left:
+                entry = entries[row]
+                stat = await self._buckets.get(entry.bucket).stat(entry.key)
+                found[row] = None if stat is None else self._entry(stat, entry.bucket, entry.name)
+
+        found: dict[int, Entry | None] = {}
+        await map_bounded(self._limits.parallel_requests, ask, rows)
+        self._missing += [(row, entries[row].key) for row, entry in found.items() if entry is None]
+        current = (found.get(row, entry) for row, entry in enumerate(entries))
+        return [entry for entry in current if entry is not None]
+
+    def _refuse_missing(self) -> None:
+        if self._missing and self._selection.on_missing is OnMissing.FAIL:
+            errors: list[FieldError] = [
+                {"loc": ["entries", index, "key"], "msg": _DOES_NOT_EXIST, "key": key} for index, key in self._missing
+            ]
+            raise BlobNotFound(f"{len(errors)} of the selected blobs do not exist", errors=errors)
+
+    def _missing_entry(self, text: bytes) -> Entry:
+        name = self._names.assign(MISSING_NAME, rename=True)
+        return Entry(name, OWN_TEXT_BUCKET, "", len(text), "", self._latest, crc32(text))
+
+
+def _add(manifest: ManifestBuilder, block: EntryBlock | None) -> None:
+    if block is not None:
+        manifest.add(block)
+
+
+def _too_large(limit: int) -> SelectionTooLarge:
+    return SelectionTooLarge(f"The selection has more than {limit} entries")
+
+
+def _refuse_unsupported(selection: ArchiveSelection) -> None:
+    unsupported = {
+        "run_id": selection.run_id is not None,
+        "format": selection.format is not ArchiveFormat.ZIP,
+        "compression": selection.compression is not Compression.STORE,
+    }
+    errors: list[FieldError] = [
+        {"loc": [name], "msg": "is not supported by this version"} for name, asked in unsupported.items() if asked
+    ]
+    if errors:
+        raise InvalidRequest("The selection asks for what this version does not have", errors=errors)

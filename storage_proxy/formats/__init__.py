@@ -1,0 +1,1 @@
+"""Archive formats without I/O: never imports asyncio or a client."""

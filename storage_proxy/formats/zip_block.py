@@ -1,0 +1,192 @@
+"""Where every byte of one block of a zip file with stored entries is, and the segments of any slice of it.
+
+The law: the layout follows from names, sizes, times and which CRC-32s are known, never from CRC-32s learned
+later; so any slice can be laid out before a byte of content has been read.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
+from typing import NamedTuple
+
+from storage_proxy.formats.entries import MAX_SIZE, EntryBlock
+from storage_proxy.formats.layout import Framing, Segment, SourceRange, check_slice
+from storage_proxy.formats.zip_records import (
+    central_directory_header,
+    central_directory_header_length,
+    data_descriptor,
+    data_descriptor_length,
+    local_file_header,
+    local_file_header_length,
+)
+
+LearnedCrcs = Callable[[int], int]
+"""From an entry's index in the archive to the CRC-32 that was learned from its content."""
+
+_FRAMING_BYTES = 64 * 1024  # about as much framing is rendered at once
+
+
+class BlockSummary(NamedTuple):
+    """What a plan must know of a block: how many entries, how many of them without a CRC-32, and the bytes of
+    its local section (headers, contents, descriptors) and of its central directory headers.
+    """
+
+    entries: int
+    unknown_crcs: int
+    local_length: int
+    central_length: int
+
+
+class ZipBlock:
+    """One block, compiled: the offsets of its local headers and of its central directory headers.
+
+    ``local_start`` is where its local section begins in the archive, ``first_entry`` the archive's index of its
+    first entry. Raises ValueError when it would end beyond `MAX_SIZE`.
+    """
+
+    __slots__ = ("_block", "_central_offsets", "_first_entry", "_local_offsets", "_local_start")
+
+    def __init__(self, block: EntryBlock, local_start: int, first_entry: int) -> None:
+        self._block = block
+        self._local_start = local_start
+        self._first_entry = first_entry
+        local_offsets = list(accumulate(_local_lengths(block), initial=0))
+        if local_start < 0 or local_start + local_offsets[-1] > MAX_SIZE:
+            raise ValueError("an archive over the largest size")
+        central_lengths = map(
+            central_directory_header_length,
+            block.name_lengths(),
+            block.sizes,
+            block.last_modified,
+            (local_start + offset for offset in local_offsets),
+        )
+        self._local_offsets = array("Q", local_offsets)
+        self._central_offsets = array("Q", accumulate(central_lengths, initial=0))
+
+    @property
+    def block(self) -> EntryBlock:
+        return self._block
+
+    @property
+    def summary(self) -> BlockSummary:
+        return BlockSummary(
+            entries=len(self._block),
+            unknown_crcs=self._block.unknown_crcs,
+            local_length=self._local_offsets[-1],
+            central_length=self._central_offsets[-1],
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it and its entries hold, to within a few hundred."""
+        return self._block.nbytes + 16 * len(self._local_offsets)
+
+    def local_segments(self, start: int, stop: int, crcs: LearnedCrcs) -> Iterator[Segment]:
+        """The segments of bytes ``start`` to ``stop`` of the local section.
+
+        ``crcs`` is called when framing is rendered, for entries whose CRC-32 the block does not know. Raises
+        ValueError outside of the section.
+        """
+        check_slice(start, stop, self._local_offsets[-1])
+        return self._local_segments(start, stop, crcs)
+
+    def central_segments(self, start: int, stop: int, crcs: LearnedCrcs) -> Iterator[Segment]:
+        """The segments of bytes ``start`` to ``stop`` of the central directory headers; else as above."""
+        check_slice(start, stop, self._central_offsets[-1])
+        return self._central_segments(start, stop, crcs)
+
+    def _local_segments(self, cursor: int, stop: int, crcs: LearnedCrcs) -> Iterator[Segment]:
+        # Bytes cursor to stop are still to be given; framing is held back until content follows it.
+        offsets, sizes, known = self._local_offsets, self._block.sizes, self._block.crc_known
+        row = bisect_right(offsets, cursor) - 1
+        while cursor < stop:
+            size = sizes[row]
+            if size:
+                content_stop = offsets[row + 1] - (0 if known[row] else data_descriptor_length(size))
+                content_start = content_stop - size
+                if cursor < content_start:
+                    framing_stop = min(content_start, stop)
+                    yield self._local_framing(cursor, framing_stop, crcs)
+                    cursor = framing_stop
+                content_stop = min(content_stop, stop)
+                if cursor < content_stop:
+                    yield SourceRange(
+                        self._first_entry + row, row, cursor - content_start, content_stop - content_start
+                    )
+                    cursor = content_stop
+            row += 1
+            framing_stop = min(offsets[row], stop)
+            if cursor < framing_stop and (framing_stop == stop or framing_stop - cursor >= _FRAMING_BYTES):
+                yield self._local_framing(cursor, framing_stop, crcs)
+                cursor = framing_stop
+
+    def _local_framing(self, start: int, stop: int, crcs: LearnedCrcs) -> Framing:
+        return Framing(stop - start, partial(self._render_local, start, stop, crcs))
+
+    def _render_local(self, start: int, stop: int, crcs: LearnedCrcs) -> bytes:
+        """Bytes ``start`` to ``stop`` of the local section, between which there is no content."""
+        block = self._block
+        row = bisect_right(self._local_offsets, start) - 1
+        rendered = self._local_offsets[row]
+        if block.sizes[row] and start >= self._content_stop(row):
+            rendered = self._content_stop(row)  # begins in a data descriptor
+        records = []
+        cursor = rendered
+        while cursor < stop:
+            size, crc = block.sizes[row], block.crc32(row)
+            if cursor == self._local_offsets[row]:
+                records.append(local_file_header(block.name_bytes(row), size, block.last_modified[row], crc))
+                cursor += len(records[-1]) + size
+            if crc is None and cursor < stop:
+                records.append(data_descriptor(size, crcs(self._first_entry + row)))
+                cursor += len(records[-1])
+            row += 1
+        return b"".join(records)[start - rendered : stop - rendered]
+
+    def _central_segments(self, cursor: int, stop: int, crcs: LearnedCrcs) -> Iterator[Segment]:
+        row = bisect_right(self._central_offsets, cursor) - 1
+        while cursor < stop:
+            next_row = max(row + 1, bisect_right(self._central_offsets, cursor + _FRAMING_BYTES) - 1)
+            end = min(self._central_offsets[next_row], stop)
+            yield Framing(end - cursor, partial(self._render_central, row, cursor, end, crcs))
+            row, cursor = next_row, end
+
+    def _render_central(self, row: int, start: int, stop: int, crcs: LearnedCrcs) -> bytes:
+        block = self._block
+        rendered = self._central_offsets[row]
+        records = []
+        while self._central_offsets[row] < stop:
+            crc = block.crc32(row)
+            records.append(
+                central_directory_header(
+                    block.name_bytes(row),
+                    block.sizes[row],
+                    block.last_modified[row],
+                    crcs(self._first_entry + row) if crc is None else crc,
+                    self._local_start + self._local_offsets[row],
+                    has_descriptor=crc is None,
+                )
+            )
+            row += 1
+        return b"".join(records)[start - rendered : stop - rendered]
+
+    def _content_stop(self, row: int) -> int:
+        descriptor_length = 0 if self._block.crc_known[row] else data_descriptor_length(self._block.sizes[row])
+        return self._local_offsets[row + 1] - descriptor_length
+
+
+def summarize(block: EntryBlock, local_start: int) -> BlockSummary:
+    """The block's summary when its local section begins ``local_start`` bytes into the archive.
+
+    The central length depends on it: an offset of 4 GiB and more needs zip64. Raises as `ZipBlock`.
+    """
+    return ZipBlock(block, local_start, first_entry=0).summary
+
+
+def _local_lengths(block: EntryBlock) -> Iterator[int]:
+    columns = zip(block.name_lengths(), block.sizes, block.last_modified, block.crc_known, strict=True)
+    for name_length, size, last_modified, crc_known in columns:
+        descriptor_length = 0 if crc_known else data_descriptor_length(size)
+        yield local_file_header_length(name_length, size, last_modified) + size + descriptor_length

@@ -1,0 +1,158 @@
+"""Where every byte of a zip file with stored entries is, by cumulative offsets of its blocks.
+
+The law: the size is exact and any slice is found by bisection, without looking at an entry.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Self
+
+from storage_proxy.formats.entries import (
+    MAX_BLOCK_BYTES,
+    MAX_BLOCK_ENTRIES,
+    MAX_SIZE,
+    Entry,
+    EntryBlock,
+    EntryBlockBuilder,
+)
+from storage_proxy.formats.layout import Framing, Part, Section, Segment, check_slice
+from storage_proxy.formats.zip_block import BlockSummary, LearnedCrcs, ZipBlock, summarize
+from storage_proxy.formats.zip_records import end_records, end_records_length
+
+
+class ZipPlan:
+    """The whole archive as cumulative offsets of its blocks: 24 bytes a block, and no entry.
+
+    ``summaries`` are those of the archive's blocks in order, each with the local start that follows from the
+    ones before it. Raises ValueError when a summary is of no block or the archive over `MAX_SIZE`.
+    """
+
+    __slots__ = ("_central_starts", "_end_length", "_first_entries", "_local_starts", "_unknown_crcs")
+
+    def __init__(self, summaries: Iterable[BlockSummary]) -> None:
+        first_entries, local_starts, central_starts = array("Q", [0]), array("Q", [0]), array("Q", [0])
+        self._unknown_crcs = 0
+        for entries, unknown_crcs, local_length, central_length in summaries:
+            if not 0 <= unknown_crcs <= entries or min(entries, local_length, central_length) < 1:
+                raise ValueError("a summary of no block")
+            if local_starts[-1] + local_length + central_starts[-1] + central_length > MAX_SIZE:
+                raise ValueError("an archive over the largest size")
+            first_entries.append(first_entries[-1] + entries)
+            local_starts.append(local_starts[-1] + local_length)
+            central_starts.append(central_starts[-1] + central_length)
+            self._unknown_crcs += unknown_crcs
+        self._first_entries = first_entries
+        self._local_starts = local_starts
+        self._central_starts = central_starts
+        self._end_length = end_records_length(first_entries[-1], central_starts[-1], local_starts[-1])
+
+    @property
+    def size(self) -> int:
+        """Bytes of the archive, exactly."""
+        return self._local_starts[-1] + self._central_starts[-1] + self._end_length
+
+    @property
+    def blocks(self) -> int:
+        return len(self._local_starts) - 1
+
+    @property
+    def entries(self) -> int:
+        return self._first_entries[-1]
+
+    @property
+    def unknown_crcs(self) -> int:
+        """How many entries' CRC-32s are learned only from their content."""
+        return self._unknown_crcs
+
+    def first_entry(self, block: int) -> int:
+        """The index in the archive of the block's first entry."""
+        return self._first_entries[block]
+
+    def local_start(self, block: int) -> int:
+        """Where the block's local section begins in the archive, in bytes."""
+        return self._local_starts[block]
+
+    def parts(self, start: int, stop: int) -> Iterator[Part]:
+        """The parts of bytes ``start`` (included) to ``stop`` (excluded) of the archive, in order, none empty.
+
+        Raises ValueError unless ``0 <= start <= stop <= size``.
+        """
+        check_slice(start, stop, self.size)
+        return self._parts(start, stop)
+
+    def end_records(self) -> bytes:
+        """The END section."""
+        return end_records(self._first_entries[-1], self._central_starts[-1], self._local_starts[-1])
+
+    def _parts(self, start: int, stop: int) -> Iterator[Part]:
+        before = 0
+        for section, starts in (
+            (Section.LOCAL, self._local_starts),
+            (Section.CENTRAL, self._central_starts),
+            (Section.END, (0, self._end_length)),
+        ):
+            yield from _section_parts(section, starts, start - before, stop - before)
+            before += starts[-1]
+
+
+class ZipArchive:
+    """A plan with all its blocks at hand: for tests and small archives."""
+
+    def __init__(self, plan: ZipPlan, blocks: Sequence[EntryBlock]) -> None:
+        self.plan = plan
+        self.blocks = blocks
+
+    @classmethod
+    def of(
+        cls,
+        entries: Iterable[Entry],
+        *,
+        max_entries: int = MAX_BLOCK_ENTRIES,
+        max_bytes: int = MAX_BLOCK_BYTES,
+    ) -> Self:
+        """Raises ValueError for an entry that no block takes; the limits are `EntryBlockBuilder`'s."""
+        builder = EntryBlockBuilder(max_entries=max_entries, max_bytes=max_bytes)
+        complete = [*map(builder.add, entries), builder.finish()]
+        blocks = [block for block in complete if block is not None]
+        return cls(ZipPlan(summarize_all(blocks)), blocks)
+
+    def segments(self, start: int, stop: int, crcs: LearnedCrcs) -> Iterator[Segment]:
+        """The segments of bytes ``start`` to ``stop`` of the archive. Raises as `ZipPlan.parts`."""
+        return self._segments(self.plan.parts(start, stop), crcs)
+
+    def _segments(self, parts: Iterable[Part], crcs: LearnedCrcs) -> Iterator[Segment]:
+        for section, index, start, stop in parts:
+            if section is Section.END:
+                yield Framing(stop - start, partial(self._render_end, start, stop))
+                continue
+            block = ZipBlock(self.blocks[index], self.plan.local_start(index), self.plan.first_entry(index))
+            if section is Section.LOCAL:
+                yield from block.local_segments(start, stop, crcs)
+            else:
+                yield from block.central_segments(start, stop, crcs)
+
+    def _render_end(self, start: int, stop: int) -> bytes:
+        return self.plan.end_records()[start:stop]
+
+
+def summarize_all(blocks: Iterable[EntryBlock]) -> Iterator[BlockSummary]:
+    """The summaries of an archive's blocks in order."""
+    local_start = 0
+    for block in blocks:
+        summary = summarize(block, local_start)
+        yield summary
+        local_start += summary.local_length
+
+
+def _section_parts(section: Section, starts: Sequence[int], start: int, stop: int) -> Iterator[Part]:
+    """The parts of a section whose blocks begin at ``starts`` (and ends at the last of them)."""
+    start, stop = max(start, 0), min(stop, starts[-1])
+    if start >= stop:
+        return
+    block = bisect_right(starts, start) - 1
+    while start < stop:
+        end = min(starts[block + 1], stop)
+        yield Part(section, block, start - starts[block], end - starts[block])
+        start, block = end, block + 1

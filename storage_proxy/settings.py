@@ -1,0 +1,203 @@
+"""The proxy's configuration: every key, its default and what it means."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, SecretStr, StringConstraints, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from storage_proxy.common.service.settings import (
+    BaseUrl,
+    GuardedSecret,
+    ListenAddress,
+    Section,
+    ServiceSettings,
+)
+from storage_proxy.common.service.token_settings import TokenSettings
+
+BucketName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ClientSettings(Section):
+    """The client listener."""
+
+    listen: ListenAddress = "127.0.0.1:6021"
+    public_url: BaseUrl = "http://127.0.0.1:6021"
+    stall_seconds: Seconds = 60.0
+    """A client that takes nothing for so long is cut."""
+
+
+class RpcSettings(Section):
+    """The RPC listener: private network, shared secret."""
+
+    listen: ListenAddress = "127.0.0.1:6022"
+    secrets: Annotated[list[GuardedSecret], Field(min_length=1)]
+
+
+class OperationsSettings(Section):
+    """Health and metrics, without a secret."""
+
+    listen: ListenAddress = "127.0.0.1:6023"
+
+
+class ProxyTokenSettings(TokenSettings):
+    """Which tokens are believed."""
+
+    resume_grace_seconds: Annotated[int, Field(ge=0)] = 3600
+
+
+class LocalBucketSettings(Section):
+    """A directory."""
+
+    kind: Literal["local"]
+    root: Path
+
+
+class S3BucketSettings(Section):
+    """A bucket of an S3 server. Times are in seconds."""
+
+    kind: Literal["s3"]
+    bucket: Annotated[str, Field(min_length=1)]
+    endpoint: BaseUrl | None = None
+    public_endpoint: BaseUrl | None = None
+    prefix: str = ""
+    region: str = "us-east-1"
+    access_key: SecretStr | None = None
+    secret_key: SecretStr | None = None
+    reader_access_key: SecretStr | None = None
+    reader_secret_key: SecretStr | None = None
+    delivery: Literal["proxy", "redirect"] = "proxy"
+    addressing: Literal["path", "virtual", "auto"] = "auto"
+    max_connections: Count = 1024
+    connect_timeout_seconds: Seconds = 3.0
+    read_timeout_seconds: Seconds = 20.0
+    request_timeout_seconds: Seconds = 30.0
+    max_attempts: Count = 3
+
+    @model_validator(mode="after")
+    def _keys_come_in_pairs(self) -> Self:
+        if (self.access_key is None) != (self.secret_key is None):
+            raise ValueError("access_key and secret_key belong together")
+        if (self.reader_access_key is None) != (self.reader_secret_key is None):
+            raise ValueError("reader_access_key and reader_secret_key belong together")
+        return self
+
+
+BucketSettings = Annotated[LocalBucketSettings | S3BucketSettings, Field(discriminator="kind")]
+
+
+class ManifestSettings(Section):
+    """Where manifests are kept; by default in the bucket named default, else in the first."""
+
+    bucket: BucketName | None = None
+
+
+class SqliteStateSettings(Section):
+    """Checked, and not used by this version."""
+
+    kind: Literal["sqlite"] = "sqlite"
+    path: Path = Path("var/state.db")
+
+
+class FdbStateSettings(Section):
+    """Checked, and not used by this version."""
+
+    kind: Literal["fdb"]
+    cluster_file: Path | None = None
+    api_version: Count = 710
+    prefix: str = "storage-proxy"
+
+
+class EmbeddedBusSettings(Section):
+    """Checked, and not used by this version."""
+
+    kind: Literal["embedded"] = "embedded"
+    path: Path = Path("var/bus.db")
+    ingest_topic: str = "blob-ingest"
+    control_topic: str = "blob-control"
+
+
+class KafkaBusSettings(Section):
+    """Checked, and not used by this version."""
+
+    kind: Literal["kafka"]
+    bootstrap_servers: Annotated[str, Field(min_length=1)]
+    ingest_topic: str = "blob-ingest"
+    control_topic: str = "blob-control"
+
+
+class BlobUriSettings(Section):
+    """Checked, and not used by this version."""
+
+    keys: tuple[SecretStr, ...] = ()
+    ttl_seconds: Count = 3600
+
+
+class LimitSettings(Section):
+    """Bounds of one process."""
+
+    max_upload_bytes: Count = 5_368_709_120
+    max_archive_entries: Annotated[int, Field(ge=1, le=1_000_000)] = 100_000
+    max_concurrent_downloads: Count = 1000
+    max_concurrent_downloads_per_token: Count = 16
+    plan_cache_bytes: Annotated[int, Field(ge=0)] = 32 << 20
+
+
+class MintSettings(Section):
+    """What a mint may do to learn what it must know."""
+
+    parallel_requests: Annotated[int, Field(ge=1, le=1024)] = 32
+    crc32_read_bytes: Annotated[int, Field(ge=0)] = 1 << 30
+    crc32_seconds: Annotated[float, Field(ge=0, le=600)] = 20.0
+
+
+class HealSettings(Section):
+    """How long a source that breaks mid-body is tried again."""
+
+    attempts: Annotated[int, Field(ge=0)] = 20
+    seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
+
+
+class ShutdownSettings(Section):
+    """How long running downloads may go on after SIGTERM."""
+
+    drain_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+
+
+class ProxySettings(ServiceSettings):
+    """Everything the storage proxy is told."""
+
+    model_config = SettingsConfigDict(env_prefix="STORAGE_PROXY__")
+
+    union_tags: ClassVar = {("buckets",): 2, ("state",): 1, ("bus",): 1}
+
+    client: ClientSettings | None = None
+    rpc: RpcSettings | None = None
+    operations: OperationsSettings = OperationsSettings()
+    tokens: ProxyTokenSettings
+    buckets: Annotated[dict[BucketName, BucketSettings], Field(min_length=1)]
+    manifests: ManifestSettings = ManifestSettings()
+    state: Annotated[SqliteStateSettings | FdbStateSettings, Field(discriminator="kind")] = SqliteStateSettings()
+    bus: Annotated[EmbeddedBusSettings | KafkaBusSettings, Field(discriminator="kind")] = EmbeddedBusSettings()
+    blob_uris: BlobUriSettings = BlobUriSettings()
+    limits: LimitSettings = LimitSettings()
+    mint: MintSettings = MintSettings()
+    heal: HealSettings = HealSettings()
+    shutdown: ShutdownSettings = ShutdownSettings()
+
+    @property
+    def manifests_bucket(self) -> str:
+        """The name of the bucket where manifests are kept."""
+        if self.manifests.bucket is not None:
+            return self.manifests.bucket
+        return "default" if "default" in self.buckets else next(iter(self.buckets))
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.manifests_bucket not in self.buckets:
+            found.append("manifests.bucket: is not a bucket of this configuration")
+        if self.client is None and self.rpc is None:
+            found.append("client: neither a client nor an rpc listener is configured")
+        return found

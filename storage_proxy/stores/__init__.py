@@ -1,0 +1,1 @@
+"""The BlobStore port (``port``) and its backends: ``local`` and ``s3``."""

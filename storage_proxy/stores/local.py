@@ -1,0 +1,289 @@
+"""A bucket that is a local directory: a key is a path in it, a version is an inode, a size and a time.
+
+The law: every call is one hop to a thread that opens, checks and reads; the version is checked again after each
+read, before its bytes are given out, so a file modified in place is never served as a mixture.
+"""
+
+import asyncio
+import mimetypes
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, MutableSequence, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from isal import isal_zlib
+
+from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError, StorageTimeout, StorageUnavailable
+from storage_proxy.stores.local_listing import FOLDER_ETAG, Listing, file_stat, folder_marker
+from storage_proxy.stores.local_tree import Opened, Tree, is_absent, locate, read_version, storage_failure
+from storage_proxy.stores.port import BlobReader, BlobStat
+
+_T = TypeVar("_T")
+
+_PACKED = {
+    "gzip": "application/gzip",
+    "compress": "application/x-compress",
+    "bzip2": "application/x-bzip2",
+    "xz": "application/x-xz",
+    "br": "application/x-brotli",
+}
+
+
+class _Begun(NamedTuple):
+    """A range whose first bytes are read; ``fd`` is None when they are all of it."""
+
+    fd: int | None
+    etag: str
+    first: bytes
+
+
+class _Threads:
+    """A bounded pool whose work can be given up: what a thread returns to nobody is discarded."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self._executor = ThreadPoolExecutor(size, thread_name_prefix=name)
+
+    def submit(self, work: Callable[[], _T]) -> "Future[_T]":
+        try:
+            return self._executor.submit(work)
+        except RuntimeError as error:  # shut down
+            raise StorageUnavailable("The bucket is closed") from error
+
+    async def outcome(self, future: "Future[_T]", timeout: float, discard: Callable[[_T], None] | None = None) -> _T:
+        """What the work returns, within ``timeout`` seconds; `OSError` and lateness as the port's errors."""
+        delivered = False
+        try:
+            async with asyncio.timeout(timeout):
+                result = await asyncio.wrap_future(future)
+            delivered = True
+        except OSError as error:
+            raise storage_failure(error) from error
+        finally:
+            if discard is not None and not delivered:
+                future.add_done_callback(partial(_discard_result, discard))
+        return result
+
+    async def run(self, work: Callable[[], _T], timeout: float) -> _T:
+        return await self.outcome(self.submit(work), timeout)
+
+    def shut_down(self) -> None:
+        self._executor.shutdown(wait=False)
+
+
+def _discard_result(discard: Callable[[_T], None], future: "Future[_T]") -> None:
+    if not future.cancelled() and future.exception() is None:
+        discard(future.result())
+
+
+class LocalBlobStore:
+    """The `BlobStore` over the directory ``root``, with the ability `ReadsCrc32`.
+
+    A read may take ``stall_timeout`` seconds, any other call ``request_timeout``; ``chunk_bytes`` are read at a
+    time, by at most ``threads`` threads. A thread that the file system blocks stays blocked, its caller does not.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        stall_timeout: float = 30.0,
+        request_timeout: float = 30.0,
+        chunk_bytes: int = 1 << 20,
+        threads: int = 16,
+    ) -> None:
+        self._tree = Tree(root)
+        self._stall_timeout = stall_timeout
+        self._request_timeout = request_timeout
+        self._chunk_bytes = chunk_bytes
+        self._threads = _Threads(threads, "local-blobs")
+        # Whole files are summed elsewhere, so that they never keep reads waiting.
+        self._summing = _Threads(2, "local-crc32")
+        self._types = mimetypes.MimeTypes()
+
+    async def stat(self, key: str) -> BlobStat | None:
+        return await self._threads.run(partial(self._stat, key), self._request_timeout)
+
+    async def open(self, key: str, *, start: int, stop: int, if_match: str | None) -> BlobReader:
+        work = partial(self._begin, key, start, stop, if_match)
+        future = self._threads.submit(work)
+        begun = await self._threads.outcome(future, self._request_timeout, _abandon)
+        return _LocalReader(self._threads, begun, start, stop, self._chunk_bytes, self._stall_timeout)
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[BlobStat]]:
+        try:
+            beginning = prefix.encode("utf-8", "surrogateescape")
+            after = start_after.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            return
+        listing = Listing(self._tree, beginning, after)
+        while page := await self._threads.run(listing.next_page, self._request_timeout):
+            yield page
+
+    async def put(self, key: str, body: bytes) -> None:
+        await self._threads.run(partial(self._put, key, body), self._request_timeout)
+
+    async def probe(self) -> None:
+        await self._threads.run(self._probe, self._request_timeout)
+
+    async def read_crc32s(self, versions: Sequence[tuple[str, str]], *, timeout: float) -> Sequence[int | None]:
+        given_up = threading.Event()
+        sums: list[int | None] = []
+        future = self._summing.submit(partial(self._sum_all, versions, given_up, sums))
+        try:
+            await self._summing.outcome(future, timeout)
+        except StorageTimeout:
+            pass
+        finally:
+            given_up.set()
+        done = list(sums)
+        return done + [None] * (len(versions) - len(done))
+
+    async def aclose(self) -> None:
+        self._threads.shut_down()
+        self._summing.shut_down()
+
+    # What follows runs in threads.
+
+    def _stat(self, key: str) -> BlobStat | None:
+        where = locate(key)
+        if where is None:
+            return None
+        try:
+            if where.folder:
+                with self._tree.directory(where.parts, readable=True) as fd:
+                    empty = not self._tree.names(fd, where.parts)
+                    return folder_marker(b"/".join((*where.parts, b"")), os.fstat(fd)) if empty else None
+            status = self._tree.status(where.parts)
+        except OSError as error:
+            if is_absent(error):
+                return None
+            raise
+        return None if status is None else file_stat(key, status, self._content_type(key))
+
+    def _content_type(self, key: str) -> str | None:
+        # "./" keeps a name such as "data:text/html," from being taken for a URL.
+        kind, packing = self._types.guess_type("./" + key.rpartition("/")[2])
+        return kind if packing is None else _PACKED.get(packing)
+
+    def _open(self, key: str, if_match: str | None) -> Opened:
+        """The file in the version asked for; the caller closes it."""
+        where = locate(key)
+        if where is None:
+            raise BlobNotFound
+        if where.folder:
+            # A folder marker has no bytes, so no range of it can be opened.
+            raise BlobNotFound if self._stat(key) is None else BlobChanged
+        try:
+            opened = self._tree.open(where.parts)
+        except OSError as error:
+            if is_absent(error):
+                raise BlobNotFound from error
+            raise
+        if opened is None:
+            raise BlobNotFound
+        if if_match is not None and opened.etag != if_match:
+            os.close(opened.fd)
+            raise BlobChanged
+        return opened
+
+    def _begin(self, key: str, start: int, stop: int, if_match: str | None) -> _Begun:
+        fd, etag, size = self._open(key, if_match)
+        try:
+            if stop > size:
+                raise BlobChanged
+            first = read_version(fd, etag, start, min(self._chunk_bytes, stop - start))
+        except BaseException:
+            os.close(fd)
+            raise
+        if start + len(first) < stop:
+            return _Begun(fd, etag, first)
+        os.close(fd)
+        return _Begun(None, etag, first)
+
+    def _sum_all(
+        self, versions: Sequence[tuple[str, str]], given_up: threading.Event, sums: MutableSequence[int | None]
+    ) -> None:
+        for key, etag in versions:
+            if given_up.is_set():
+                return
+            try:
+                sums.append(self._sum(key, etag, given_up))
+            except (BlobNotFound, BlobChanged):
+                sums.append(None)
+
+    def _sum(self, key: str, if_match: str, given_up: threading.Event) -> int | None:
+        if key.endswith("/") and if_match == FOLDER_ETAG and self._stat(key) is not None:
+            return 0
+        fd, etag, size = self._open(key, if_match)
+        try:
+            crc = offset = 0
+            while offset < size and not given_up.is_set():
+                chunk = read_version(fd, etag, offset, min(self._chunk_bytes, size - offset))
+                crc = isal_zlib.crc32(chunk, crc)
+                offset += len(chunk)
+        finally:
+            os.close(fd)
+        return crc if offset == size else None
+
+    def _put(self, key: str, body: bytes) -> None:
+        where = locate(key)
+        if where is None or (where.folder and body):
+            raise StorageError("The bucket cannot hold this key")
+        if where.folder:
+            self._tree.make_directory(where.parts)
+        else:
+            self._tree.write(where.parts, body)
+
+    def _probe(self) -> None:
+        with self._tree.directory((), readable=True) as fd, os.scandir(fd) as entries:
+            next(entries, None)
+
+
+def _abandon(begun: _Begun) -> None:
+    if begun.fd is not None:
+        os.close(begun.fd)
+
+
+class _LocalReader:
+    """A range of an open file. Its descriptor is closed when no thread is reading from it any more."""
+
+    def __init__(
+        self, threads: _Threads, begun: _Begun, start: int, stop: int, chunk_bytes: int, timeout: float
+    ) -> None:
+        self._threads = threads
+        self._fd, self._etag, self._first = begun
+        self._offset = start
+        self._stop = stop
+        self._chunk_bytes = chunk_bytes
+        self._timeout = timeout
+        self._pending: Future[bytes] | None = None
+
+    async def read(self) -> bytes:
+        if self._offset == self._stop:
+            return b""
+        if self._first:
+            chunk, self._first = self._first, b""
+        else:
+            chunk = await self._read_next()
+        self._offset += len(chunk)
+        return chunk
+
+    async def _read_next(self) -> bytes:
+        if self._fd is None:
+            raise StorageUnavailable("The reader is closed")
+        size = min(self._chunk_bytes, self._stop - self._offset)
+        work = partial(read_version, self._fd, self._etag, self._offset, size)
+        self._pending = self._threads.submit(work)
+        return await self._threads.outcome(self._pending, self._timeout)
+
+    async def aclose(self) -> None:
+        fd, self._fd, self._first = self._fd, None, b""
+        if fd is None:
+            return
+        if self._pending is None:
+            os.close(fd)
+        else:  # at once if it is done, else by the thread that still reads
+            self._pending.add_done_callback(lambda _: os.close(fd))

@@ -1,0 +1,115 @@
+"""The BlobStore port: what a bucket promises to the rest of the house.
+
+The law: bytes come from exactly the version that was asked for, or not at all. A backend checks every answer
+against the request (ETag, range, length) and translates its client library's exceptions into `common.errors`.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+RESERVED_PREFIX = ".storage-proxy/"
+"""Keys that begin so belong to the service; they are never served, listed to clients or archived."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStat:
+    """One version of one blob.
+
+    ``key`` is relative to the bucket's prefix. ``size`` is in bytes. ``etag`` is strong and includes its quotes.
+    ``last_modified`` is in whole seconds since the epoch, UTC. ``crc32`` is the CRC-32 (zip's, zlib's) of the
+    whole content, or None where the store does not know it; a listing never knows it.
+    """
+
+    key: str
+    size: int
+    etag: str
+    last_modified: int
+    content_type: str | None = None
+    content_encoding: str | None = None
+    crc32: int | None = None
+
+
+class BlobReader(Protocol):
+    """The bytes of an open range, in order.
+
+    Whoever opened it calls ``aclose`` exactly once or more, on every path; it returns at once, frees the
+    connection or file, and never raises. Cancelling ``read`` leaves the reader closable.
+    """
+
+    async def read(self) -> bytes | memoryview:
+        """The next bytes, never empty before the end; empty when the whole range has been given.
+
+        The result is valid until the next call. Ending early is never reported as an end: a body shorter than
+        the range raises `StorageUnavailable` (it may be reopened at its offset), a body that stalls longer than
+        the backend's stall timeout raises `StorageTimeout`.
+        """
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class BlobStore(Protocol):
+    """One bucket. Safe for concurrent use by any number of tasks of one event loop.
+
+    Every method raises `StorageUnavailable` (unreachable, 5xx, SlowDown: after the backend's own bounded
+    retries), `StorageTimeout` or `StorageError` (refused, misconfigured, or an answer that contradicts the
+    question). No method hangs: each has a deadline. Keys are given as the caller wrote them; a key that a
+    backend cannot hold is absent, not an error. Text is UTF-8, undecodable file names are surrogate-escaped.
+    """
+
+    async def stat(self, key: str) -> BlobStat | None:
+        """The blob as it is now, or None where there is none.
+
+        A key that ends in ``/`` is a folder marker: an object of size 0, or an empty local directory.
+        """
+        ...
+
+    async def open(self, key: str, *, start: int, stop: int, if_match: str | None) -> BlobReader:
+        """Open bytes ``start`` (included) to ``stop`` (excluded) of the version whose ETag is ``if_match``.
+
+        ``0 <= start < stop <= size``. ``if_match`` None means whichever version is there. Raises
+        `BlobNotFound` when there is no such key, `BlobChanged` when there is another version (also when the
+        range lies outside of what is there).
+        """
+        ...
+
+    def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[BlobStat]]:
+        """Pages of at most 1,000 blobs whose key begins with ``prefix`` and sorts after ``start_after``, in the
+        byte order of their UTF-8 keys. ``content_type`` and ``crc32`` are None. A local directory without
+        children is listed as its path with a ``/`` at the end and size 0.
+        """
+        ...
+
+    async def put(self, key: str, body: bytes) -> None:
+        """Write a small object whole: a reader sees the old content or the new, durable on return."""
+        ...
+
+    async def probe(self) -> None:
+        """Return if the bucket can be reached and read, raise as every method does otherwise. Cheap."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release what the store holds; open readers may fail. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class PresignsDownloads(Protocol):
+    """Ability: downloads without the proxy in between."""
+
+    async def presign_get(self, key: str, *, expires_in: int, content_disposition: str, content_type: str) -> str:
+        """A URL that GETs the blob for ``expires_in`` seconds, answered with these two headers."""
+        ...
+
+
+@runtime_checkable
+class ReadsCrc32(Protocol):
+    """Ability: content can be read so cheaply that its CRC-32 may be computed at mint."""
+
+    async def read_crc32s(self, versions: Sequence[tuple[str, str]], *, timeout: float) -> Sequence[int | None]:
+        """The CRC-32 of each version, given as key and ETag: read whole, within ``timeout`` seconds for all.
+
+        None for one that the time did not suffice for, and for one that is not there in this version any more.
+        """
+        ...

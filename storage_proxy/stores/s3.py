@@ -1,0 +1,293 @@
+"""A bucket, or a prefix of one, behind the S3 API.
+
+The law: every call has a deadline that includes its retries, and an answer counts only when its ETag, range and
+length are those of the question.
+"""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from isal import isal_zlib
+
+from storage_proxy.common.errors import BlobNotFound, StorageError, StorageUnavailable
+from storage_proxy.stores.port import BlobReader, BlobStat
+from storage_proxy.stores.s3_answers import (
+    check_range,
+    longest_name,
+    may_be_alias,
+    object_name,
+    stat_of_head,
+    stat_of_listed,
+)
+from storage_proxy.stores.s3_checksums import ObjectChecksums
+from storage_proxy.stores.s3_errors import BadRequest, translated
+from storage_proxy.stores.s3_reader import S3Reader
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.client import S3Client
+    from types_aiobotocore_s3.type_defs import (
+        GetObjectRequestTypeDef,
+        ListObjectsV2OutputTypeDef,
+        ListObjectsV2RequestTypeDef,
+    )
+
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class S3Options:
+    """How to reach a bucket. ``endpoint`` None is AWS, no keys are the SDK's provider chain; times in seconds.
+
+    ``max_connections`` bounds the open connections, and with them the readers that are open at once: a call that
+    gets none raises `StorageTimeout` at its deadline. ``request_timeout`` is that deadline, ``max_attempts`` and
+    their pauses included; ``read_timeout`` is how long an answer or a body may stall.
+    """
+
+    bucket: str
+    endpoint: str | None = None
+    public_endpoint: str | None = None
+    prefix: str = ""
+    region: str = "us-east-1"
+    access_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    addressing: Literal["path", "virtual", "auto"] = "auto"
+    max_connections: int = 1024
+    connect_timeout: float = 3.0
+    read_timeout: float = 20.0
+    request_timeout: float = 30.0
+    max_attempts: int = 3
+
+
+@asynccontextmanager
+async def open_s3_store(options: S3Options, *, session: aioboto3.Session | None = None) -> AsyncIterator["S3BlobStore"]:
+    """The store and its clients, closed on leaving. Nothing is asked of the server yet.
+
+    A first client costs 200 ms, mostly for reading the library's model of S3; with a shared ``session`` the next one
+    costs 10. The session's own keys do not matter where ``options`` have some.
+    """
+    session = session or aioboto3.Session()
+    async with AsyncExitStack() as stack:
+
+        async def client(endpoint: str | None) -> "S3Client":
+            opening: AbstractAsyncContextManager[S3Client] = session.client(
+                "s3",
+                endpoint_url=endpoint,
+                region_name=options.region,
+                aws_access_key_id=options.access_key,
+                aws_secret_access_key=options.secret_key,
+                config=_config(options),
+            )
+            return await stack.enter_async_context(opening)
+
+        inside = await client(options.endpoint)
+        public = options.public_endpoint
+        store = S3BlobStore(
+            inside,
+            bucket=options.bucket,
+            prefix=options.prefix,
+            presign_client=await client(public) if public not in {None, options.endpoint} else None,
+            request_timeout=options.request_timeout,
+            stall_timeout=options.read_timeout,
+        )
+        stack.push_async_callback(store.aclose)
+        yield store
+
+
+def _config(options: S3Options) -> AioConfig:
+    settings: dict[str, Any] = {
+        "signature_version": "s3v4",
+        "s3": {"addressing_style": options.addressing},
+        "retries": {"mode": "standard", "total_max_attempts": options.max_attempts},
+        "max_pool_connections": options.max_connections,
+        "connect_timeout": options.connect_timeout,
+        "read_timeout": options.read_timeout,
+    }
+    for checksums in ("request_checksum_calculation", "response_checksum_validation"):
+        if checksums in AioConfig.OPTION_DEFAULTS:  # botocore 1.36 and later; before it this is how it was
+            settings[checksums] = "when_required"
+    return AioConfig(**settings)
+
+
+class S3BlobStore:
+    """The `BlobStore` over a bucket, with the ability `PresignsDownloads`; the clients stay the caller's.
+
+    A key is the object ``prefix + key``. Some servers map object names to paths and answer for ``/a`` or ``x/../a``
+    with the object ``a``: a name with empty or dotted parts is believed only when the listing has it.
+    """
+
+    def __init__(
+        self,
+        client: "S3Client",
+        *,
+        bucket: str,
+        prefix: str = "",
+        presign_client: "S3Client | None" = None,
+        request_timeout: float = 30.0,
+        stall_timeout: float = 20.0,
+        probe_timeout: float = 3.0,
+    ) -> None:
+        self._client = client
+        self._presign_client = presign_client or client
+        self._bucket = bucket
+        self._prefix = prefix
+        self._request_timeout = request_timeout
+        self._stall_timeout = stall_timeout
+        self._probe_timeout = min(probe_timeout, request_timeout)
+        self._checksums = ObjectChecksums(client, bucket)
+        self._bucket_seen = False
+        self._closed = False
+
+    async def stat(self, key: str) -> BlobStat | None:
+        name = object_name(self._prefix, key)
+        if name is None:
+            return None
+        async with self._deadline("HeadObject"):
+            if may_be_alias(name) and not await self._is_listed(name):
+                return None
+            try:
+                with translated("HeadObject"):
+                    head = await self._client.head_object(Bucket=self._bucket, Key=name, ChecksumMode="ENABLED")
+            except BlobNotFound:
+                if not self._bucket_seen:  # an answer to HEAD has no body to tell a missing bucket by
+                    await self._is_listed(name)
+                return None
+            except BadRequest:
+                if await self._is_listed(name):
+                    raise
+                return None
+            self._bucket_seen = True
+            return stat_of_head(key, head, await self._checksums.crc32(name, head))
+
+    async def open(self, key: str, *, start: int, stop: int, if_match: str | None) -> BlobReader:
+        name = object_name(self._prefix, key)
+        if name is None:
+            raise BlobNotFound
+        question: GetObjectRequestTypeDef = {
+            "Bucket": self._bucket,
+            "Key": name,
+            "Range": f"bytes={start}-{stop - 1}",
+        }
+        if if_match is not None:
+            question["IfMatch"] = if_match
+        async with self._deadline("GetObject"):
+            if may_be_alias(name) and not await self._is_listed(name):
+                raise BlobNotFound
+            try:
+                with translated("GetObject"):
+                    answer = await self._client.get_object(**question)
+            except BadRequest as error:
+                if await self._is_listed(name):
+                    raise
+                raise BlobNotFound from error
+        self._bucket_seen = True
+        body: Any = answer["Body"]  # a wrapper that copies and joins; beneath it is aiohttp's response
+        reader = S3Reader(body.__wrapped__, length=stop - start, stall_timeout=self._stall_timeout)
+        try:
+            check_range(answer, start, stop, if_match)
+        except BaseException:
+            await reader.aclose()
+            raise
+        return reader
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[BlobStat]]:
+        beginning = self._prefix + prefix
+        if prefix and object_name(self._prefix, prefix) is None:
+            return
+        try:
+            after = (self._prefix + start_after).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            return
+        question: ListObjectsV2RequestTypeDef = {
+            "Bucket": self._bucket,
+            "Prefix": beginning,
+            "MaxKeys": _PAGE,
+        }
+        if start_after:
+            question["StartAfter"] = longest_name(after)
+        previous = b""
+        while True:
+            async with self._deadline("ListObjectsV2"):
+                answer = await self._list_objects(question)
+            page = []
+            for item in answer.get("Contents", []):
+                name, order = item["Key"], item["Key"].encode()
+                if not name.startswith(beginning) or order <= previous:
+                    raise StorageError("The storage's listing is not of this prefix, or not in order")
+                previous = order
+                # Greater: the start may have been shortened, and the object named as the prefix has no key.
+                if order > after:
+                    page.append(stat_of_listed(name.removeprefix(self._prefix), item))
+            if page:
+                yield page
+            following = answer.get("NextContinuationToken", "")
+            if not answer["IsTruncated"]:
+                return
+            if following in {"", question.get("ContinuationToken")}:
+                raise StorageError("The storage's listing does not end")
+            question["ContinuationToken"] = following
+
+    async def put(self, key: str, body: bytes) -> None:
+        name = object_name(self._prefix, key)
+        if name is None or may_be_alias(name):
+            raise StorageError("The bucket cannot hold this key")
+        # Given with the request, so that the server refuses a body that was damaged on its way.
+        checksum = base64.b64encode(isal_zlib.crc32(body).to_bytes(4, "big")).decode()
+        async with self._deadline("PutObject"):
+            await self._client.put_object(
+                Bucket=self._bucket, Key=name, Body=body, ChecksumAlgorithm="CRC32", ChecksumCRC32=checksum
+            )
+
+    async def presign_get(self, key: str, *, expires_in: int, content_disposition: str, content_type: str) -> str:
+        name = object_name(self._prefix, key)
+        if name is None:
+            raise BlobNotFound
+        async with self._deadline("GetObject"):
+            if may_be_alias(name) and not await self._is_listed(name):
+                raise BlobNotFound
+            return await self._presign_client.generate_presigned_url(
+                "get_object",
+                Params={
+                    "Bucket": self._bucket,
+                    "Key": name,
+                    "ResponseContentDisposition": content_disposition,
+                    "ResponseContentType": content_type,
+                },
+                ExpiresIn=expires_in,
+            )
+
+    async def probe(self) -> None:
+        # The deadline is what bounds the retries here: the client's setting is for all of its calls.
+        async with self._deadline("ListObjectsV2", self._probe_timeout):
+            await self._list_objects({"Bucket": self._bucket, "Prefix": self._prefix, "MaxKeys": 1})
+
+    async def aclose(self) -> None:
+        self._closed = True
+
+    @asynccontextmanager
+    async def _deadline(self, operation: str, seconds: float | None = None) -> AsyncIterator[None]:
+        """The one door to the client: no call outlasts it, and nothing but the port's errors comes out."""
+        if self._closed:
+            raise StorageUnavailable("The bucket is closed")
+        with translated(operation):
+            async with asyncio.timeout(self._request_timeout if seconds is None else seconds):
+                yield
+
+    async def _is_listed(self, name: str) -> bool:
+        """Whether there is an object of exactly this name; a missing bucket raises."""
+        answer = await self._list_objects({"Bucket": self._bucket, "Prefix": name, "MaxKeys": 1})
+        return any(item["Key"] == name for item in answer.get("Contents", []))
+
+    async def _list_objects(self, question: "ListObjectsV2RequestTypeDef") -> "ListObjectsV2OutputTypeDef":
+        """A page of a listing, which also shows that the bucket is there."""
+        with translated("ListObjectsV2"):
+            answer = await self._client.list_objects_v2(**question)
+        if "IsTruncated" not in answer:  # any page of XML would do for an empty listing
+            raise StorageError("The storage's answer to ListObjectsV2 is not a listing")
+        self._bucket_seen = True
+        return answer

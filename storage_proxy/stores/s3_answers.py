@@ -1,0 +1,95 @@
+"""What S3's answers say of a blob, and whether they answer the question. The law: what contradicts it is an error.
+
+Names here are those of objects: the bucket's prefix and the key.
+"""
+
+import re
+from typing import TYPE_CHECKING
+
+from storage_proxy.common.errors import BlobChanged, StorageError
+from storage_proxy.stores.port import BlobStat
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef, ObjectTypeDef
+
+MAX_NAME_BYTES = 1024
+"""The longest name of an object (S3 user guide, "Naming Amazon S3 objects")."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
+
+
+def object_name(prefix: str, key: str) -> str | None:
+    """The object's name, None when S3 cannot hold it: names are UTF-8 without NUL, of 1 to 1,024 bytes."""
+    name = prefix + key
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return None
+    return name if key and size <= MAX_NAME_BYTES and "\0" not in name else None
+
+
+def may_be_alias(name: str) -> bool:
+    """Whether a server that maps names to paths could take it for another name."""
+    return any(part in {"", ".", ".."} for part in name.removesuffix("/").split("/"))
+
+
+def longest_name(order: bytes) -> str:
+    """The longest name that sorts no later than ``order`` and is the beginning of it."""
+    try:
+        return order[:MAX_NAME_BYTES].decode()
+    except UnicodeDecodeError as error:
+        return order[: error.start].decode()
+
+
+def quoted(etag: str) -> str:
+    """``etag`` with its quotes, which some servers leave out."""
+    return etag if etag.startswith('"') else f'"{etag}"'
+
+
+def stat_of_head(key: str, head: "HeadObjectOutputTypeDef", crc32: int | None) -> BlobStat:
+    # Some servers keep the encoding that an upload had only on its way.
+    encodings = [part.strip() for part in head.get("ContentEncoding", "").split(",")]
+    return BlobStat(
+        key=key,
+        size=head["ContentLength"],
+        etag=quoted(head["ETag"]),
+        last_modified=int(head["LastModified"].timestamp()),
+        content_type=head.get("ContentType") or None,
+        content_encoding=",".join(part for part in encodings if part not in {"", "aws-chunked"}) or None,
+        crc32=crc32,
+    )
+
+
+def stat_of_listed(key: str, item: "ObjectTypeDef") -> BlobStat:
+    return BlobStat(
+        key=key,
+        size=item["Size"],
+        etag=quoted(item["ETag"]),
+        last_modified=int(item["LastModified"].timestamp()),
+    )
+
+
+def check_range(answer: "GetObjectOutputTypeDef", start: int, stop: int, if_match: str | None) -> None:
+    """Whether the body is ``start`` to ``stop`` of the version ``if_match`` (RFC 9110 sections 14.4 and 15.3.7).
+
+    Raises `BlobChanged` for another version and for a blob that ends before ``stop``, else `StorageError`.
+    """
+    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    if if_match is not None and quoted(headers.get("etag", "")) != if_match:
+        raise BlobChanged
+    length = headers.get("content-length")  # absent when the body is chunked; the reader counts anyway
+    if answer["ResponseMetadata"]["HTTPStatusCode"] == 206:
+        found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+        if found is None:
+            raise StorageError("The storage did not say which range it sends")
+        first, last, total = map(int, found.groups())
+        if first == start and last + 1 == total < stop:
+            raise BlobChanged
+        if (first, last) != (start, stop - 1) or total < stop:
+            raise StorageError("The storage sends another range than was asked for")
+    elif start > 0 or length is None or int(length) > stop:
+        raise StorageError("The storage ignored the range")
+    elif int(length) < stop:
+        raise BlobChanged
+    if length is not None and int(length) != stop - start:
+        raise StorageError("The storage sends another number of bytes than was asked for")

@@ -1,0 +1,77 @@
+"""What S3 and its client library raise, as the port's errors: written once, for every call.
+
+The law: a message names the operation, the status and the error's code, and nothing else: no key, URL or secret.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aiohttp
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    HTTPClientError,
+    ReadTimeoutError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
+
+from storage_proxy.common.errors import (
+    BlobChanged,
+    BlobNotFound,
+    ServiceError,
+    StorageError,
+    StorageTimeout,
+    StorageUnavailable,
+)
+
+# Codes that mean "later" whatever the status that came with them.
+_LATER = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "OperationAborted"}
+)
+
+
+class BadRequest(StorageError):
+    """A 400, which some servers also answer for a key that they cannot hold."""
+
+
+@contextmanager
+def translated(operation: str) -> Iterator[None]:
+    """Raise the port's error for whatever the client library raises within; ``operation`` is S3's name of it."""
+    try:
+        yield
+    except ServiceError:
+        raise
+    except ClientError as error:
+        raise _answered(operation, error) from error
+    except ReadTimeoutError as error:
+        raise StorageTimeout(f"The storage did not answer {operation} in time") from error
+    except (ConnectTimeoutError, BotoConnectionError, HTTPClientError) as error:
+        raise StorageUnavailable(f"The storage cannot be reached for {operation}") from error
+    except (BotoCoreError, ResponseParserError, ValueError, KeyError) as error:
+        raise StorageError(f"The storage's answer to {operation} makes no sense ({type(error).__name__})") from error
+    except TimeoutError as error:  # the deadline, or aiohttp's own
+        raise StorageTimeout(f"The storage did not answer {operation} in time") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise StorageUnavailable(f"The connection for {operation} broke") from error
+    except RuntimeError as error:  # aiohttp: the session is closed
+        raise StorageUnavailable(f"The bucket was closed during {operation}") from error
+
+
+def _answered(operation: str, error: ClientError) -> ServiceError:
+    """The port's error for an answer with an error status (S3 API reference, "Error responses")."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code = re.sub(r"[^A-Za-z0-9.]", "", str(error.response.get("Error", {}).get("Code", "")))[:64]
+    said = f"{status}" if code in {"", str(status)} else f"{status} {code}"
+    if status == 429 or code in _LATER or (status >= 500 and status != 501):
+        return StorageUnavailable(f"The storage is unavailable: it answered {operation} with {said}")
+    if code == "NoSuchBucket":
+        return StorageError("The storage has no such bucket")
+    if status == 404:
+        return BlobNotFound()
+    if status in {412, 416}:
+        return BlobChanged()
+    kind = BadRequest if status == 400 else StorageError
+    return kind(f"The storage refused {operation}: {said}")

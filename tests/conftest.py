@@ -1,0 +1,46 @@
+"""Fixtures that every part of the house may use."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.s3 import PrivateS3, S3Bucket, S3Server, fresh_bucket, s3_server
+
+# A busy machine is not a failure: property tests prove offsets, not speed.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A real S3 server, shared; skips, or fails where REQUIRE_SERVICES says so, when there is none."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def s3_bucket(s3: S3Server) -> AsyncIterator[S3Bucket]:
+    """A fresh bucket on the shared server."""
+    async with fresh_bucket(s3) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+async def private_s3(tmp_path: Path) -> AsyncIterator[PrivateS3]:
+    """A server that the test may kill and start again."""
+    server = PrivateS3(tmp_path / "private-s3")
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.kill()
+
+
+@pytest.fixture
+async def faulty(s3: S3Server) -> AsyncIterator[FaultyProxy]:
+    """The shared server behind a proxy that misbehaves on request."""
+    async with FaultyProxy(s3.address).running() as proxy:
+        yield proxy

@@ -1,0 +1,143 @@
+"""Manifests: digests, damage, and what is read of them."""
+
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage_proxy.common.errors import BlobNotFound, StorageError
+from storage_proxy.downloads.cache import BytesBoundedCache
+from storage_proxy.downloads.manifest import TEXT_PIECE_BYTES, build_manifest, decode_head, decode_piece
+from storage_proxy.downloads.manifests import MANIFESTS_PREFIX, ManifestStore, PlanCache
+from storage_proxy.formats.entries import Entry, EntryBlock, EntryBlockBuilder
+from tests.support.scripted_store import ScriptedStore
+
+
+def entries(count: int) -> list[Entry]:
+    return [
+        Entry(f"folder/näme {i}.bin", "default", f"keys/{i}", i * 3, f'"e{i}"', 1_700_000_000 + i, i or None)
+        for i in range(count)
+    ]
+
+
+def blocks_of(count: int, per_block: int) -> list[EntryBlock]:
+    builder = EntryBlockBuilder(max_entries=per_block)
+    blocks = [builder.add(entry) for entry in entries(count)] + [builder.finish()]
+    return [block for block in blocks if block is not None]
+
+
+def cache(size: int = 1 << 20) -> PlanCache:
+    return BytesBoundedCache(size)
+
+
+async def test_what_was_written_is_what_is_opened() -> None:
+    manifest = build_manifest(blocks_of(25, 10), b"k\treason\n")
+    store = ScriptedStore(chunk=100)
+    manifests = ManifestStore(store, cache())
+    await manifests.write(manifest)
+    archive = await manifests.open(manifest.head.name)
+    read = [entry for index in range(3) for entry in (await archive.block(index)).block]
+    assert read == [entry._replace(crc32=0 if entry.size == 0 else entry.crc32) for entry in entries(25)]
+    assert archive.head.etag == manifest.head.etag
+    assert archive.head.plan.size == manifest.head.plan.size
+    assert archive.head.last_modified == 1_700_000_024
+    assert await archive.own_text(2, 8) == b"reason"
+
+
+async def test_only_the_pieces_that_are_needed_are_read() -> None:
+    manifest = build_manifest(blocks_of(3000, 10))
+    store = ScriptedStore(chunk=1 << 16)
+    manifests = ManifestStore(store, cache())
+    await manifests.write(manifest)
+    archive = await manifests.open(manifest.head.name)
+    store.opened.clear()
+    await archive.block(299)
+    ((_, start, stop, _),) = store.opened
+    assert stop - start == manifest.head.pieces[299].stored
+
+
+async def test_own_text_of_several_pieces_is_read_piece_by_piece() -> None:
+    text = bytes(range(256)) * 2100
+    assert len(text) > 2 * TEXT_PIECE_BYTES
+    manifest = build_manifest(blocks_of(3, 10), text)
+    store = ScriptedStore(chunk=1 << 16)
+    manifests = ManifestStore(store, cache())
+    await manifests.write(manifest)
+    archive = await manifests.open(manifest.head.name)
+    read = bytearray()
+    while len(read) < len(text) - 5:
+        read += await archive.own_text(5 + len(read), len(text))
+    assert read == text[5:]
+
+
+async def test_a_manifest_that_is_gone_is_not_found() -> None:
+    with pytest.raises(BlobNotFound):
+        await ManifestStore(ScriptedStore(), cache()).open("sha256:" + "0" * 64)
+
+
+def test_the_same_entries_have_the_same_name_and_etag_and_others_do_not() -> None:
+    one, same = build_manifest(blocks_of(25, 10)), build_manifest(blocks_of(25, 10))
+    assert (one.head.name, one.head.etag, one.encode()) == (same.head.name, same.head.etag, same.encode())
+    builder = EntryBlockBuilder()
+    for entry in entries(25):
+        builder.add(entry._replace(etag=entry.etag + "x"))
+    block = builder.finish()
+    assert block is not None
+    assert build_manifest([block]).head.etag != one.head.etag
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+async def test_a_damaged_manifest_is_never_believed(data: st.DataObject) -> None:
+    manifest = build_manifest(blocks_of(12, 5), b"text")
+    good = manifest.encode()
+    position = data.draw(st.integers(0, len(good) - 1))
+    damaged = data.draw(
+        st.sampled_from(
+            [
+                good[:position] + bytes([good[position] ^ data.draw(st.integers(1, 255))]) + good[position + 1 :],
+                good[:position],
+                good[:position] + b"\x00" * 9 + good[position:],
+            ]
+        )
+    )
+    store = ScriptedStore(chunk=1 << 16)
+    await store.put(f"{MANIFESTS_PREFIX}{manifest.head.digest}", damaged)
+    manifests = ManifestStore(store, cache())
+    try:
+        archive = await manifests.open(manifest.head.name)
+        read = [entry for index in range(archive.head.blocks) for entry in (await archive.block(index)).block]
+        text = await archive.own_text(0, 4)
+    except StorageError:
+        return
+    assert [entry.key for entry in read] == [entry.key for entry in entries(12)]
+    assert text == b"text"
+
+
+def test_a_piece_that_inflates_to_more_than_it_says_is_refused() -> None:
+    manifest = build_manifest(blocks_of(3, 5))
+    bomb = zlib.compress(b"\x00" * (64 << 20))
+    with pytest.raises(StorageError):
+        decode_piece(manifest.head.pieces[0], bomb)
+
+
+def test_a_head_of_another_version_is_refused() -> None:
+    manifest = build_manifest(blocks_of(3, 5))
+    with pytest.raises(StorageError):
+        decode_head(manifest.encode(), "0" * 64)
+
+
+async def test_the_cache_stays_within_its_bytes() -> None:
+    small = cache(20_000)
+    manifest = build_manifest(blocks_of(3000, 50))
+    store = ScriptedStore(chunk=1 << 16)
+    manifests = ManifestStore(store, small)
+    await manifests.write(manifest)
+    archive = await manifests.open(manifest.head.name)
+    for index in range(archive.head.blocks):
+        await archive.block(index)
+        assert small.nbytes <= 20_000
+    assert small.misses > 0
+    await archive.block(archive.head.blocks - 1)
+    assert small.hits > 0

@@ -1,0 +1,210 @@
+"""Planning archives: against real local files where files matter, a scripted store (a fake) where counting does."""
+
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+
+from storage_proxy.common.errors import (
+    BlobNotFound,
+    BucketNotFound,
+    DuplicateName,
+    InvalidRequest,
+    SelectionTooLarge,
+    StorageUnavailable,
+    UnsafeName,
+)
+from storage_proxy.common.wire import ArchiveSelection
+from storage_proxy.downloads.buckets import Buckets
+from storage_proxy.downloads.cache import BytesBoundedCache
+from storage_proxy.downloads.manifests import in_memory
+from storage_proxy.downloads.planner import ArchivePlanner, Plan, PlanLimits
+from storage_proxy.formats.entries import Entry
+from storage_proxy.stores.local import LocalBlobStore
+from tests.support.scripted_store import Blob, ScriptedStore
+
+
+async def plan(store: object, selection: dict[str, object], **limits: object) -> Plan:
+    buckets = Buckets({"default": store, "other": ScriptedStore({"k": Blob(b"other", '"o"')})})
+    return await ArchivePlanner(buckets, PlanLimits(**limits)).plan(ArchiveSelection.model_validate(selection))
+
+
+async def entries(planned: Plan) -> list[Entry]:
+    archive = in_memory(planned.manifest, BytesBoundedCache(1 << 20))
+    return [entry for index in range(archive.head.blocks) for entry in (await archive.block(index)).block]
+
+
+async def names(store: object, selection: dict[str, object], **limits: object) -> list[str]:
+    return [entry.name for entry in await entries(await plan(store, selection, **limits))]
+
+
+def fake(*keys: str) -> ScriptedStore:
+    return ScriptedStore({key: Blob(b"" if key.endswith("/") else key.encode(), f'"{key}"') for key in keys})
+
+
+def selected(*keys: str, **more: object) -> dict[str, object]:
+    return {"entries": [{"key": key} for key in keys], **more}
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalBlobStore:
+    for name, content in {"a/one.txt": b"one", "a/b/two.bin": b"two" * 100, "c.txt": b"sea"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "a/empty").mkdir()
+    (tmp_path / ".storage-proxy/manifests").mkdir(parents=True)
+    (tmp_path / ".storage-proxy/manifests/x").write_bytes(b"x")
+    return LocalBlobStore(tmp_path)
+
+
+async def test_a_prefix_selects_what_is_below_it_under_the_rest_of_the_key(local: LocalBlobStore) -> None:
+    assert await names(local, {"prefix": "a/"}) == ["b/two.bin", "empty/", "one.txt"]
+
+
+async def test_everything_is_everything_but_the_services_own_keys(local: LocalBlobStore) -> None:
+    assert await names(local, {"prefix": ""}) == ["a/b/two.bin", "a/empty/", "a/one.txt", "c.txt"]
+
+
+async def test_local_files_are_read_at_mint_so_every_crc_is_known(local: LocalBlobStore) -> None:
+    planned = await plan(local, {"prefix": ""})
+    assert {e.name: e.crc32 for e in await entries(planned)} == {
+        "a/b/two.bin": zlib.crc32(b"two" * 100),
+        "a/empty/": 0,
+        "a/one.txt": zlib.crc32(b"one"),
+        "c.txt": zlib.crc32(b"sea"),
+    }
+    assert planned.manifest.head.plan.unknown_crcs == 0
+
+
+async def test_what_the_budget_does_not_cover_stays_unknown(local: LocalBlobStore) -> None:
+    planned = await plan(local, {"prefix": ""}, crc32_read_bytes=10)
+    assert {e.name for e in await entries(planned) if e.crc32 is None} == {"a/b/two.bin"}
+    planned = await plan(local, {"prefix": ""}, crc32_seconds=0.0)
+    assert planned.manifest.head.plan.unknown_crcs == 3
+
+
+async def test_a_listing_is_asked_for_its_checksums_one_by_one_and_no_others() -> None:
+    store = fake("a", "b")
+    store.blobs["a"].crc32 = 7
+    listed = await entries(await plan(store, {"prefix": ""}))
+    assert [entry.crc32 for entry in listed] == [7, None]
+    store.stats = 0
+    await plan(store, selected("a", "b"))
+    assert store.stats == 2
+
+
+async def test_default_names_are_keys_and_given_names_win() -> None:
+    assert await names(fake("x/a", "x/b"), {"entries": [{"key": "x/a"}, {"key": "x/b", "name": "seen/as.txt"}]}) == [
+        "x/a",
+        "seen/as.txt",
+    ]
+
+
+async def test_entries_may_come_from_several_buckets() -> None:
+    planned = await plan(fake("k"), {"entries": [{"key": "k"}, {"key": "k", "bucket": "other", "name": "o"}]})
+    assert [(e.bucket, e.name, e.size) for e in await entries(planned)] == [("default", "k", 1), ("other", "o", 5)]
+
+
+async def test_the_same_bucket_key_and_name_twice_is_one_entry() -> None:
+    assert await names(fake("a"), selected("a", "a")) == ["a"]
+    two = {"entries": [{"key": "a"}, {"key": "a", "name": "b"}, {"key": "a", "bucket": "default"}]}
+    assert await names(fake("a"), two) == ["a", "b"]
+
+
+async def test_portable_names_suit_windows_and_exact_names_stay() -> None:
+    keys = ["ab:c?.txt", "con.txt", "dot.", "lpt9", "sp ace "]
+    wanted = selected(*keys)
+    assert await names(fake(*keys), wanted) == ["ab_c_.txt", "con_.txt", "dot_", "lpt9_", "sp ace_"]
+    assert await names(fake(*keys), {**wanted, "names": "exact"}) == keys
+
+
+async def test_names_of_listed_keys_are_made_safe_and_never_refused() -> None:
+    store = fake("p/../up", "p//double", "p/a\\b", "p/ok", "p/\x07bell", "p/")
+    assert sorted(await names(store, {"prefix": "p/"})) == ["_/double", "_/up", "_bell", "a_b", "ok"]
+
+
+async def test_a_key_that_ends_in_a_slash_is_a_folder_only_when_it_is_empty() -> None:
+    store = fake("f/", "g/")
+    store.blobs["g/"].content = b"content"
+    assert await names(store, selected("f/", "g/")) == ["f/", "g"]
+
+
+async def test_every_missing_key_is_named() -> None:
+    with pytest.raises(BlobNotFound) as caught:
+        await plan(fake("a"), selected("x", "a", "y"))
+    assert [(error["loc"], error.get("key")) for error in caught.value.errors] == [
+        (["entries", 0, "key"], "x"),
+        (["entries", 2, "key"], "y"),
+    ]
+
+
+async def test_missing_blobs_may_be_skipped_and_are_listed_in_a_last_entry() -> None:
+    planned = await plan(fake("a", "MISSING.txt"), selected("x", "a", "MISSING.txt", on_missing="skip"))
+    assert [skipped.key for skipped in planned.skipped] == ["x"]
+    listed = await entries(planned)
+    assert [entry.name for entry in listed] == ["a", "MISSING.txt", "MISSING (2).txt"]
+    archive = in_memory(planned.manifest, BytesBoundedCache(1 << 20))
+    assert await archive.own_text(0, listed[-1].size) == b"x\tdoes not exist\n"
+    again = await plan(fake("a", "MISSING.txt"), selected("x", "a", "MISSING.txt", on_missing="skip"))
+    assert again.manifest.head.name == planned.manifest.head.name
+
+
+async def test_the_services_own_keys_are_missing() -> None:
+    with pytest.raises(BlobNotFound):
+        await plan(fake(".storage-proxy/manifests/x"), selected(".storage-proxy/manifests/x"))
+
+
+@pytest.mark.parametrize("store", [fake(), fake(".storage-proxy/x")])
+async def test_a_prefix_that_selects_nothing_is_not_found(store: ScriptedStore) -> None:
+    with pytest.raises(BlobNotFound):
+        await plan(store, {"prefix": ""})
+
+
+async def test_too_many_entries_are_refused_given_or_listed() -> None:
+    with pytest.raises(SelectionTooLarge):
+        await plan(fake("a", "b", "c"), selected("a", "b", "c"), max_entries=2)
+    with pytest.raises(SelectionTooLarge):
+        await plan(fake("a", "b", "c"), {"prefix": ""}, max_entries=2)
+    assert len(await names(fake("a", "b"), {"prefix": ""}, max_entries=2)) == 2
+
+
+async def test_duplicates_are_refused_when_asked() -> None:
+    with pytest.raises(DuplicateName):
+        await plan(fake("a", "A"), selected("a", "A", on_duplicate="fail"))
+
+
+@pytest.mark.parametrize("key", ["../x", "/x", "a\\b", "a\x00", "", "a/../b", "x" * 5000])
+async def test_unsafe_keys_are_refused_before_anything_is_read(key: str) -> None:
+    store = fake("a")
+    with pytest.raises(UnsafeName):
+        await plan(store, selected("a", key))
+    assert store.stats == 0
+
+
+@pytest.mark.parametrize("more", [{"format": "tar"}, {"compression": "deflate"}])
+async def test_what_this_version_does_not_have_is_refused(more: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest):
+        await plan(fake("a"), selected("a", **more))
+
+
+async def test_an_unknown_bucket_is_refused() -> None:
+    with pytest.raises(BucketNotFound):
+        await plan(fake("a"), selected("a", bucket="nowhere"))
+
+
+async def test_a_store_that_fails_fails_the_plan() -> None:
+    class Failing(ScriptedStore):
+        async def stat(self, key: str) -> None:
+            raise StorageUnavailable
+
+    with pytest.raises(StorageUnavailable):
+        await plan(Failing(), selected("a", "b"))
+
+
+async def test_a_name_that_is_not_utf_8_is_made_safe(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad-\xff.txt")).write_bytes(b"x")
+    planned = await plan(LocalBlobStore(tmp_path), {"prefix": ""})
+    (entry,) = await entries(planned)
+    assert entry.name == "bad-_.txt"
+    assert os.fsencode(entry.key) == b"bad-\xff.txt"

@@ -1,0 +1,176 @@
+"""A manager API that really runs, against a fake of the proxy's RPC.
+
+Fake is what the proxy decides: its answers are scripted. Real are its socket, HTTP, the client and everything of ours.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from manager_api.runtime import open_manager
+from manager_api.settings import ManagerSettings
+
+API_KEY = "dev-only-api-key-0123456789abcdef0123"
+MEDIA_KEY = "dev-only-media-key-0123456789abcdef01"
+RPC_SECRET = "dev-only-rpc-secret-0123456789abcdef"
+TOKEN_SECRET = "dev-only-token-secret-0123456789abcdef"
+
+BLOB = {
+    "bucket": "default",
+    "key": "a/b.bin",
+    "size": 5,
+    "etag": '"e1"',
+    "last_modified": "2024-02-29T11:05:07Z",
+    "content_type": "text/plain",
+    "crc32": "0123abcd",
+}
+PLANNED = {
+    "manifest": "sha256:" + "ab" * 32,
+    "entries": 2,
+    "size": 1234,
+    "etag": '"e2"',
+    "resumable": True,
+    "skipped": [{"key": "gone", "reason": "does not exist"}],
+}
+
+
+@dataclass
+class Asked:
+    """A request that reached the fake."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: Any
+
+
+Answer = web.Response | Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class FakeProxy:
+    """Answers by ``script``, one answer after the other, then as a proxy that has everything."""
+
+    url: str = ""
+    script: list[Answer] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json() if request.can_read_body else None
+        self.asked.append(Asked(request.method, request.path, dict(request.query), dict(request.headers), body))
+        if self.script:
+            step = self.script.pop(0)
+            return step if isinstance(step, web.Response) else await step(request)
+        if request.headers.get("Authorization") != f"Bearer {RPC_SECRET}":
+            return problem(401, "unauthorized")
+        match request.path:
+            case "/rpc/v1/blobs":
+                return web.json_response(BLOB | dict(request.query))
+            case "/rpc/v1/archives":
+                return web.json_response(PLANNED)
+        return problem(404, "not-found")
+
+
+def problem(status: int, code: str, headers: dict[str, str] | None = None, **members: Any) -> web.Response:
+    content = {"title": "t", "status": status, "detail": "d", "code": code, "request_id": "r", **members}
+    return web.json_response(content, status=status, headers=headers, content_type="application/problem+json")
+
+
+async def cut(request: web.Request) -> web.StreamResponse:
+    """Close the connection without an answer."""
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def silence(request: web.Request) -> web.StreamResponse:
+    """Never answer."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[FakeProxy]:
+    fake = FakeProxy()
+    app = web.Application(client_max_size=1 << 28)
+    app.router.add_route("*", "/{path:.*}", fake.answer)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    fake.url = "http://{}:{}".format(*runner.addresses[0][:2])
+    yield fake
+    await runner.cleanup()
+
+
+@dataclass
+class Caller:
+    """Someone with an API key and a running manager."""
+
+    session: aiohttp.ClientSession
+    url: str
+
+    async def get(self, path: str, key: str | None = API_KEY, **kw: Any) -> tuple[int, dict[str, Any], dict[str, str]]:
+        return await self._ask("GET", path, key, **kw)
+
+    async def post(
+        self, path: str, json: Any, key: str | None = API_KEY, **kw: Any
+    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+        return await self._ask("POST", path, key, json=json, **kw)
+
+    async def _ask(
+        self, method: str, path: str, key: str | None, **kw: Any
+    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+        headers = kw.pop("headers", {}) | ({} if key is None else {"Authorization": f"Bearer {key}"})
+        async with self.session.request(method, self.url + path, headers=headers, **kw) as answer:
+            return answer.status, await answer.json(content_type=None), dict(answer.headers)
+
+
+def settings(rpc_url: str, **proxy: Any) -> dict[str, Any]:
+    return {
+        "listen": "127.0.0.1:0",
+        "api_keys": [
+            {"name": "dev", "secret": API_KEY},
+            {"name": "media", "secret": MEDIA_KEY, "buckets": ["media", "more"]},
+        ],
+        "proxy": {"rpc_url": rpc_url, "rpc_secret": RPC_SECRET, "client_url": "https://dl.example.org/", **proxy},
+        "tokens": {
+            "signing_kid": "dev",
+            "keys": [
+                {"kid": "old", "alg": "HS256", "secret": "dev-only-old-token-secret-0123456789"},
+                {"kid": "dev", "alg": "HS256", "secret": TOKEN_SECRET},
+            ],
+            "max_ttl_seconds": 86400,
+        },
+    }
+
+
+Running = Callable[..., Awaitable[Caller]]
+
+
+@pytest.fixture
+async def running(proxy: FakeProxy) -> AsyncIterator[Running]:
+    """Starts a manager; keyword arguments go into its ``[proxy]``."""
+    async with AsyncExitStack() as stack:
+
+        async def start(rpc_url: str | None = None, **more: Any) -> Caller:
+            made = ManagerSettings.model_validate(settings(rpc_url or proxy.url, **more))
+            manager = await stack.enter_async_context(open_manager(made))
+            stack.push_async_callback(manager.listener.aclose)
+            await manager.listener.start()
+            manager.health.started()
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            return Caller(session, f"http://{manager.listener.address}")
+
+        yield start
+
+
+@pytest.fixture
+async def caller(running: Running) -> Caller:
+    return await running()

@@ -1,0 +1,1 @@
+"""What tests share: real services, and faults in front of them."""

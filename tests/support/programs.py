@@ -1,0 +1,188 @@
+"""The two programs as their users run them: processes with configuration files, on free ports."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+ROOT = Path(__file__).parents[2]
+TOKEN_SECRET = "e2e-token-secret-0123456789abcdef0123456789"
+RPC_SECRET = "e2e-rpc-secret-0123456789abcdef0123456789"
+API_KEY = "e2e-api-key-0123456789abcdef0123456789"
+_KEYS = f'keys = [{{ kid = "e2e", alg = "HS256", secret = "{TOKEN_SECRET}" }}]'
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@dataclass
+class Program:
+    """One process. Its log is kept for assertions and for whoever reads a failure."""
+
+    module: str
+    config: Path
+    health_url: str
+    log: Path
+    process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start, and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                self.module,
+                "serve",
+                "--config",
+                str(self.config),
+                cwd=ROOT,
+                stderr=log,
+                stdout=log,
+            )
+        async with asyncio.timeout(30):
+            while not await self.ready():
+                assert self.process.returncode is None, self.log.read_text()
+                await asyncio.sleep(0.05)
+
+    async def ready(self) -> bool:
+        try:
+            return (await get_json(f"{self.health_url}/health/ready"))[0] == 200
+        except OSError:
+            return False
+
+    async def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Send ``how`` and wait for the end; the exit code."""
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.send_signal(how)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Wait for the end; the exit code."""
+        assert self.process is not None
+        async with asyncio.timeout(60):
+            return await self.process.wait()
+
+    def memory(self) -> int:
+        """Bytes of memory that are the process's own: resident, less file pages shared with others."""
+        assert self.process is not None
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("no RssAnon")
+
+    def peak_memory(self) -> int:
+        """Bytes: the largest resident size so far (VmHWM)."""
+        assert self.process is not None
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("no VmHWM")
+
+
+@dataclass
+class Service:
+    """A manager and one or more proxies over the same buckets."""
+
+    manager_url: str
+    client_urls: list[str]
+    manager: Program
+    proxies: list[Program]
+    programs: list[Program] = field(default_factory=list)
+
+    async def post(self, path: str, body: object) -> tuple[int, dict[str, Any]]:
+        return await get_json(f"{self.manager_url}{path}", body=json.dumps(body).encode())
+
+    async def mint(self, kind: str, body: object) -> dict[str, Any]:
+        """Mint a token; the answer."""
+        status, answer = await self.post(f"/v1/tokens/{kind}", body)
+        assert status == 201, answer
+        return answer
+
+    def at(self, url: str, proxy: int) -> str:
+        """The same link on another proxy."""
+        return url.replace(self.client_urls[0], self.client_urls[proxy])
+
+
+async def get_json(url: str, *, body: bytes | None = None, key: str = API_KEY) -> tuple[int, dict[str, Any]]:
+    """GET, or POST of JSON: status and parsed answer."""
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+
+    def ask() -> tuple[int, dict[str, Any]]:
+        try:
+            with urlopen(Request(url, data=body, headers=headers), timeout=150) as answer:
+                return answer.status, json.load(answer)
+        except OSError as error:
+            if hasattr(error, "code"):
+                return error.code, json.load(error)  # type: ignore[arg-type] an HTTPError is its answer
+            raise
+
+    return await asyncio.to_thread(ask)
+
+
+@asynccontextmanager
+async def service(
+    directory: Path, buckets: Mapping[str, Mapping[str, object]], *, proxies: int = 1, more: str = ""
+) -> AsyncIterator[Service]:
+    """The programs over ``buckets``; ``more`` is TOML for the proxies."""
+    directory.mkdir(parents=True, exist_ok=True)
+    manager_port, *ports = free_ports(1 + 3 * proxies)
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    tables = "\n".join(
+        f"[buckets.{name}]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in bucket.items())
+        for name, bucket in buckets.items()
+    )
+    made = []
+    for index in range(proxies):
+        client, rpc, operations = ports[3 * index : 3 * index + 3]
+        config = directory / f"proxy{index}.toml"
+        config.write_text(
+            f'[client]\nlisten = "127.0.0.1:{client}"\n[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
+            f'[operations]\nlisten = "127.0.0.1:{operations}"\n[tokens]\n{_KEYS}\n{tables}\n{more}\n'
+        )
+        made.append(Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log"))
+    config = directory / "manager.toml"
+    config.write_text(
+        f'listen = "127.0.0.1:{manager_port}"\napi_keys = [{{ name = "e2e", secret = "{API_KEY}" }}]\n'
+        f'[proxy]\nrpc_url = "{urls[1]}"\nrpc_secret = "{RPC_SECRET}"\nclient_url = "{urls[0]}"\n'
+        f'[tokens]\nsigning_kid = "e2e"\n{_KEYS}\n'
+    )
+    manager_url = f"http://127.0.0.1:{manager_port}"
+    manager = Program("manager_api", config, manager_url, directory / "manager.log")
+    running = Service(manager_url, urls[0::3], manager, made, [*made, manager])
+    try:
+        for program in running.programs:
+            await program.start()
+        yield running
+    finally:
+        for program in running.programs:
+            if program.process is not None and program.process.returncode is None:
+                await program.stop(signal.SIGKILL)
+
+
+async def run(*command: str, **more: Any) -> tuple[int, str]:
+    """Run a command: its exit code and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        **more,
+    )
+    printed, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, printed.decode(errors="replace")
