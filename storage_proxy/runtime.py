@@ -15,7 +15,7 @@ from storage_proxy.common.service.endpoints import add_endpoints, endpoints_of
 from storage_proxy.common.service.listener import Listener
 from storage_proxy.common.service.metrics import RequestMetrics
 from storage_proxy.common.service.middleware import require_bearer
-from storage_proxy.common.service.operations import Health, HealthHandlers, MetricsHandlers
+from storage_proxy.common.service.operations import HEALTH_PATHS, Health, HealthHandlers, MetricsHandlers
 from storage_proxy.common.service.process import serve_until_signal
 from storage_proxy.common.service.request_log import log_requests
 from storage_proxy.common.tokens import TokenVerifier
@@ -154,7 +154,8 @@ def _client_listener(
     verifier = TokenVerifier(
         settings.tokens.key_ring(), issuer=settings.tokens.issuer, audience=settings.tokens.audience
     )
-    listener = Listener("client", client.listen, requests.middleware("client"))
+    middlewares = log_requests("client", quiet_paths=HEALTH_PATHS), requests.middleware("client")
+    listener = Listener("client", client.listen, *middlewares)
     add_endpoints(listener.app, endpoints_of(handlers, claims_of=claims_from(verifier)))
     add_endpoints(listener.app, endpoints_of(HealthHandlers(health)))
     return listener

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from storage_proxy.common.errors import BlobNotFound, InvalidRequest, UnsafeName
-from storage_proxy.common.names import unsafe_filename_reason, unsafe_key_reason
+from storage_proxy.common.errors import BlobNotFound, InvalidRequest
+from storage_proxy.common.names import RESERVED_PREFIX, require_safe_key, unsafe_filename_reason
 from storage_proxy.common.tokens import (
     ArchiveFormat,
     ArchiveGrant,
@@ -24,7 +24,7 @@ from storage_proxy.downloads.buckets import Buckets
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache, PlannedZip, in_memory
 from storage_proxy.downloads.planner import ArchivePlanner
 from storage_proxy.downloads.sources import Pin, Sources
-from storage_proxy.stores.port import RESERVED_PREFIX, BlobStat, BlobStore, PresignsDownloads
+from storage_proxy.stores.port import BlobStat, BlobStore, PresignsDownloads
 
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 REDIRECT_SECONDS = 60
@@ -150,8 +150,7 @@ class Downloads:
 
 async def stat_blob(store: BlobStore, key: str) -> BlobStat:
     """The blob that a caller names. Raises `UnsafeName` before asking the store, `BlobNotFound` after it."""
-    if reason := unsafe_key_reason(key):
-        raise UnsafeName(f"The key {reason}", errors=[{"loc": ["key"], "msg": reason}])
+    require_safe_key(key)
     stat = None if key.startswith(RESERVED_PREFIX) else await store.stat(key)
     if stat is None:
         raise BlobNotFound(errors=[{"loc": ["key"], "msg": "does not exist", "key": key}])

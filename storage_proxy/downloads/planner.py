@@ -11,7 +11,7 @@ from typing import NamedTuple
 from isal.isal_zlib import crc32
 
 from storage_proxy.common.errors import BlobNotFound, FieldError, InvalidRequest, SelectionTooLarge
-from storage_proxy.common.names import portable, sanitized
+from storage_proxy.common.names import RESERVED_PREFIX, portable, sanitized
 from storage_proxy.common.selection import check_selection
 from storage_proxy.common.tokens import ArchiveFormat, Compression, OnMissing
 from storage_proxy.common.wire import ArchiveSelection, Names, OnDuplicate, SelectedBlob, SkippedBlob
@@ -21,7 +21,7 @@ from storage_proxy.downloads.concurrency import map_bounded
 from storage_proxy.downloads.crc_budget import CrcBudget
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, Manifest, ManifestBuilder
 from storage_proxy.formats.entries import Entry, EntryBlock, EntryBlockBuilder
-from storage_proxy.stores.port import RESERVED_PREFIX, BlobStat, ReadsCrc32
+from storage_proxy.stores.port import BlobStat, ReadsCrc32
 
 MISSING_NAME = "MISSING.txt"
 _DOES_NOT_EXIST = "does not exist"

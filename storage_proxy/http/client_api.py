@@ -29,6 +29,7 @@ from storage_proxy.common.errors import (
 )
 from storage_proxy.common.service.endpoints import endpoint
 from storage_proxy.common.service.middleware import REQUEST_ID, abort, bearer
+from storage_proxy.common.service.request_log import LOGGED
 from storage_proxy.common.tokens import ArchiveClaims, BlobClaims, Claims, Disposition, TokenVerifier
 from storage_proxy.downloads.bodies import Body
 from storage_proxy.downloads.downloads import Downloads, Representation
@@ -221,6 +222,7 @@ class ClientHandlers:
         self._metrics.seconds.labels(claims.op).observe(seconds)
         if transfer.outcome != "complete" and response.prepared:
             self._metrics.aborted.labels(transfer.outcome).inc()
+        request[LOGGED] = response.prepared
         _log.info(
             "download",
             extra={

@@ -9,6 +9,7 @@ from storage_proxy.common.errors import (
     UnsafeName,
 )
 from storage_proxy.common.service.endpoints import endpoint
+from storage_proxy.common.service.operations import Liveness
 from storage_proxy.common.values import crc32_hex, moment
 from storage_proxy.common.wire import ArchiveSelection, BlobAddress, BlobDescription, PlannedArchive
 from storage_proxy.downloads.buckets import Buckets
@@ -24,6 +25,11 @@ class RpcHandlers:
         self._buckets = buckets
         self._planner = planner
         self._manifests = manifests
+
+    @endpoint("GET", "/rpc/v1/health")
+    async def health(self) -> Liveness:
+        """Whether this listener answers and the secret is right."""
+        return Liveness()
 
     @endpoint("GET", "/rpc/v1/blobs", errors=(UnsafeName, BlobNotFound, BucketNotFound, StorageUnavailable))
     async def stat_blob(self, query: BlobAddress) -> BlobDescription:

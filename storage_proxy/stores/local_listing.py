@@ -8,8 +8,9 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
+from storage_proxy.common.names import RESERVED_PREFIX
 from storage_proxy.stores.local_tree import TEMPORARIES, Parts, Tree, etag_of, is_absent, is_part
-from storage_proxy.stores.port import RESERVED_PREFIX, BlobStat
+from storage_proxy.stores.port import BlobStat
 
 PAGE = 1000
 """Blobs in a page, at most."""

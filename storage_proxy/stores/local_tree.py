@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage_proxy.common.errors import BlobChanged, ServiceError, StorageError, StorageTimeout, StorageUnavailable
-from storage_proxy.stores.port import RESERVED_PREFIX
+from storage_proxy.common.names import RESERVED_PREFIX
 
 Parts = tuple[bytes, ...]
 

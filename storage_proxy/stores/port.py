@@ -8,9 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-RESERVED_PREFIX = ".storage-proxy/"
-"""Keys that begin so belong to the service; they are never served, listed to clients or archived."""
-
 
 @dataclass(frozen=True, slots=True)
 class BlobStat:

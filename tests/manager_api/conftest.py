@@ -4,9 +4,11 @@ Fake is what the proxy decides: its answers are scripted. Real are its socket, H
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -63,12 +65,14 @@ class FakeProxy:
     asked: list[Asked] = field(default_factory=list)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/rpc/v1/health":
+            return problem(404 if self._knows(request) else 401, "not-found")
         body = await request.json() if request.can_read_body else None
         self.asked.append(Asked(request.method, request.path, dict(request.query), dict(request.headers), body))
         if self.script:
             step = self.script.pop(0)
             return step if isinstance(step, web.Response) else await step(request)
-        if request.headers.get("Authorization") != f"Bearer {RPC_SECRET}":
+        if not self._knows(request):
             return problem(401, "unauthorized")
         match request.path:
             case "/rpc/v1/blobs":
@@ -76,6 +80,9 @@ class FakeProxy:
             case "/rpc/v1/archives":
                 return web.json_response(PLANNED)
         return problem(404, "not-found")
+
+    def _knows(self, request: web.Request) -> bool:
+        return request.headers.get("Authorization") == f"Bearer {RPC_SECRET}"
 
 
 def problem(status: int, code: str, headers: dict[str, str] | None = None, **members: Any) -> web.Response:
@@ -132,36 +139,37 @@ class Caller:
             return answer.status, await answer.json(content_type=None), dict(answer.headers)
 
 
-def settings(rpc_url: str, **proxy: Any) -> dict[str, Any]:
-    return {
-        "listen": "127.0.0.1:0",
-        "api_keys": [
-            {"name": "dev", "secret": API_KEY},
-            {"name": "media", "secret": MEDIA_KEY, "buckets": ["media", "more"]},
-        ],
-        "proxy": {"rpc_url": rpc_url, "rpc_secret": RPC_SECRET, "client_url": "https://dl.example.org/", **proxy},
-        "tokens": {
-            "signing_kid": "dev",
-            "keys": [
-                {"kid": "old", "alg": "HS256", "secret": "dev-only-old-token-secret-0123456789"},
-                {"kid": "dev", "alg": "HS256", "secret": TOKEN_SECRET},
-            ],
-            "max_ttl_seconds": 86400,
-        },
-    }
+CONFIG = f"""
+listen = "127.0.0.1:0"
+api_keys = [
+  {{ name = "dev", secret = "{API_KEY}" }},
+  {{ name = "media", secret = "{MEDIA_KEY}", buckets = ["media", "more"] }},
+]
+[tokens]
+signing_kid = "dev"
+keys = [
+  {{ kid = "old", alg = "HS256", secret = "dev-only-old-token-secret-0123456789" }},
+  {{ kid = "dev", alg = "HS256", secret = "{TOKEN_SECRET}" }},
+]
+max_ttl_seconds = 86400
+[proxy]
+"""
 
 
 Running = Callable[..., Awaitable[Caller]]
 
 
 @pytest.fixture
-async def running(proxy: FakeProxy) -> AsyncIterator[Running]:
+async def running(proxy: FakeProxy, tmp_path: Path) -> AsyncIterator[Running]:
     """Starts a manager; keyword arguments go into its ``[proxy]``."""
     async with AsyncExitStack() as stack:
 
-        async def start(rpc_url: str | None = None, **more: Any) -> Caller:
-            made = ManagerSettings.model_validate(settings(rpc_url or proxy.url, **more))
-            manager = await stack.enter_async_context(open_manager(made))
+        async def start(**more: str | float) -> Caller:
+            given = {"rpc_url": proxy.url, "rpc_secret": RPC_SECRET, "client_url": "https://dl.example.org/"} | more
+            lines = [f"{key} = {json.dumps(value)}\n" for key, value in given.items()]
+            (tmp_path / "manager_api.toml").write_text(CONFIG + "".join(lines), encoding="utf-8")
+            settings = ManagerSettings.load(tmp_path / "manager_api.toml")
+            manager = await stack.enter_async_context(open_manager(settings))
             stack.push_async_callback(manager.listener.aclose)
             await manager.listener.start()
             manager.health.started()

@@ -154,7 +154,7 @@ async def test_a_cut_body_is_no_answer(caller, proxy) -> None:
 async def test_an_unreachable_proxy_is_503_with_retry_after(running: Running) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        caller = await running(f"http://127.0.0.1:{free.getsockname()[1]}")
+        caller = await running(rpc_url=f"http://127.0.0.1:{free.getsockname()[1]}")
         status, answer, headers = await stat(caller)
     assert (status, answer["code"], headers["Retry-After"]) == (503, "storage-unavailable", "5")
 
@@ -166,7 +166,7 @@ async def test_a_server_that_speaks_no_http_is_a_storage_error(running: Running)
         writer.close()
 
     async with await asyncio.start_server(babble, "127.0.0.1", 0) as server:
-        caller = await running("http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1]))
+        caller = await running(rpc_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         status, answer, _ = await stat(caller)
     assert (status, answer["code"]) == (502, "storage-error")
 
@@ -186,7 +186,7 @@ async def test_a_silent_proxy_is_504_after_the_configured_time(running: Running,
 async def test_readiness_names_a_proxy_that_is_away(running: Running) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        caller = await running(f"http://127.0.0.1:{free.getsockname()[1]}")
+        caller = await running(rpc_url=f"http://127.0.0.1:{free.getsockname()[1]}")
         status, answer, _ = await caller.get("/health/ready", key=None)
     assert (status, answer) == (200, {"ready": True, "degraded": ["proxy: cannot be reached"]})
 

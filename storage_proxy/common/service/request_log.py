@@ -13,6 +13,9 @@ from aiohttp.typedefs import Middleware
 from storage_proxy.common.service.metrics import method_label, route_template, status_of
 from storage_proxy.common.service.middleware import CALLER, REQUEST_ID
 
+LOGGED: web.RequestKey[bool] = web.RequestKey("logged", bool)
+"""Set by a handler that has written a fuller line of its own."""
+
 _log = logging.getLogger(__name__)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -33,7 +36,8 @@ def log_requests(
             fields = {"status": status_of(error), "code": getattr(error, "code", None)}
             raise
         finally:
-            level = logging.DEBUG if request.path in quiet_paths else logging.INFO
+            quiet = request.path in quiet_paths or request.get(LOGGED, False)
+            level = logging.DEBUG if quiet else logging.INFO
             fields |= {
                 "listener": listener,
                 "method": method_label(request),
