@@ -5,6 +5,7 @@ call's deadline; every failure is one of our errors.
 """
 
 import asyncio
+import io
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -159,7 +160,7 @@ class ProxyClient:
             call.method,
             self._rpc_url + call.path,
             params=call.query,
-            data=call.body,
+            data=None if call.body is None else io.BytesIO(call.body),  # aiohttp wants large bodies as files
             headers=headers,
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._policy.connect_timeout),

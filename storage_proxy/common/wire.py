@@ -13,7 +13,7 @@ from storage_proxy.common.tokens import ArchiveFormat, Compression, OnMissing, S
 from storage_proxy.common.values import Crc32Hex, Timestamp
 
 DEFAULT_BUCKET = "default"
-MAX_RPC_BODY_BYTES = 48 << 20
+MAX_RPC_BODY_BYTES = 32 << 20
 """Room for 100,000 entries of ordinary length."""
 
 

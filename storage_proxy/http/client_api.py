@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from email.utils import formatdate
 
@@ -37,6 +38,7 @@ from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.slots import DownloadSlots
 from storage_proxy.http.content_disposition import content_disposition
 from storage_proxy.http.ranges import NotModified, Partial, Validators, evaluate
+from storage_proxy.http.stall_watch import StallWatch
 
 _log = logging.getLogger(__name__)
 _INLINE_POLICY = "sandbox; default-src 'none'; img-src 'self' data:; media-src 'self'; style-src 'unsafe-inline'"
@@ -70,18 +72,24 @@ def claims_from(verifier: TokenVerifier) -> Callable[[web.Request], Claims]:
     return claims_of
 
 
-class _ClientStalled(Exception):
-    """The client took nothing for too long."""
-
-
 @dataclass(slots=True)
 class _Transfer:
     """What the log line of one finished download says."""
 
     entries: int = 0
     status: int = 0
-    sent: int = 0
     outcome: str = "complete"
+    watch: StallWatch | None = None
+
+    @property
+    def written(self) -> int:
+        """Body bytes given to the connection."""
+        return self.watch.written if self.watch else 0
+
+    @property
+    def gone(self) -> str:
+        """Why the connection ended when we did not end it."""
+        return "client-stalled" if self.watch and self.watch.stalled else "client-gone"
 
 
 class ClientHandlers:
@@ -117,7 +125,7 @@ class ClientHandlers:
         claims: BlobClaims | ArchiveClaims,
         represent: Callable[[], Awaitable[Representation]],
     ) -> web.StreamResponse:
-        with self._slots.taken(claims.jti):
+        with self._slots.taken(claims.jti) if request.method == hdrs.METH_GET else nullcontext():
             try:
                 return await self._respond(request, claims, await represent())
             except BlobChanged:
@@ -170,14 +178,11 @@ class ClientHandlers:
             if not response.prepared:
                 raise
             abort(request)
-        except _ClientStalled:
-            transfer.outcome = "client-stalled"
-            abort(request)
         except ConnectionError:
-            transfer.outcome = "client-gone"
+            transfer.outcome = transfer.gone
             abort(request)
         except asyncio.CancelledError:  # the client went away, or the drain is over
-            transfer.outcome = "client-gone" if request.transport is None else "drained"
+            transfer.outcome = transfer.gone if request.transport is None else "drained"
             abort(request)
             raise
         except Exception:
@@ -200,15 +205,14 @@ class ClientHandlers:
     ) -> None:
         sent = self._metrics.sent_bytes.labels(claims.op)
         await response.prepare(request)
-        async for chunk in body:
-            try:
-                async with asyncio.timeout(self._stall_seconds):
-                    await response.write(chunk)
-            except TimeoutError:
-                raise _ClientStalled from None
-            transfer.sent += len(chunk)
-            sent.inc(len(chunk))
-        await response.write_eof()
+        if request.transport is None:
+            raise ConnectionResetError
+        with StallWatch(request.transport, self._stall_seconds) as transfer.watch:
+            async for chunk in body:
+                transfer.watch.written += len(chunk)
+                await response.write(chunk)
+                sent.inc(len(chunk))
+            await response.write_eof()
 
     def _finished(
         self,
@@ -230,7 +234,7 @@ class ClientHandlers:
                 "jti_hash": claims.jti_hash,
                 "op": str(claims.op),
                 "entries": transfer.entries,
-                "bytes": transfer.sent,
+                "bytes": transfer.written,
                 "status": transfer.status if response.prepared else None,
                 "seconds": round(seconds, 3),
                 "outcome": transfer.outcome,

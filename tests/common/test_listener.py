@@ -32,7 +32,7 @@ LONG = b"x" * (MAX_LINE_BYTES + 100)
     ("sent", "status", "code"),
     [
         (b"GET\r\n\r\n", 400, "invalid-request"),
-        (b"GET /my-secret\r\n\r\n", 400, "invalid-request"),
+        (b"GET /my-secret\r\n\r\n", 505, "http-version-not-supported"),
         (b"GET /my-secret HTTP/9.9\r\n\r\n", 400, "invalid-request"),
         (b"G\x01T /my-secret HTTP/1.1\r\n\r\n", 400, "invalid-request"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfcmy-secret\r\n\r\n", 400, "invalid-request"),

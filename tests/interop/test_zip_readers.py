@@ -1,14 +1,9 @@
-"""Archives as the programs that people have read them. REQUIRE_READERS=unzip,7z,bsdtar,java,go makes an absent
-one a failure instead of a skip.
-"""
+"""Archives as the programs that people have read them; see tests/support/zip_readers.py."""
 
 import os
-import re
-import shutil
 import subprocess
-import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +11,7 @@ import pytest
 from storage_proxy.formats.entries import Entry
 from storage_proxy.formats.layout import Framing
 from storage_proxy.formats.zip_plan import ZipArchive
+from tests.support.zip_readers import LIST, READ, digests, java, program
 
 NOW = 1_700_000_001
 CONTENTS = {
@@ -25,164 +21,6 @@ CONTENTS = {
     "folder/with space & 'quotes'.bin": bytes(range(256)) * 300,
     "grüße/日本語-😀.txt": "grüße\n".encode(),
     "MISSING.txt": b"runs/1/a.bin\tblob-not-found\n",
-}
-JAVA = """
-import java.io.*; import java.util.*; import java.util.zip.*;
-public class ReadZip {
-    public static void main(String[] args) throws Exception {
-        PrintStream out = new PrintStream(System.out, true, "UTF-8");
-        if (args[0].equals("stream")) {
-            try (ZipInputStream in = new ZipInputStream(new FileInputStream(args[1]))) {
-                for (ZipEntry e; (e = in.getNextEntry()) != null; ) {
-                    byte[] content = in.readAllBytes();
-                    out.println(content.length + " " + hex(content) + " " + e.getName());
-                }
-            }
-            return;
-        }
-        try (ZipFile zip = new ZipFile(args[1])) {
-            for (ZipEntry e : Collections.list(zip.entries())) {
-                byte[] content = args[0].equals("list") ? new byte[0] : zip.getInputStream(e).readAllBytes();
-                out.println(e.getSize() + " " + hex(content) + " " + e.getName());
-            }
-        }
-    }
-    static String hex(byte[] bytes) { return "x" + HexFormat.of().formatHex(bytes); }
-}
-"""
-GO = """
-package main
-import ("archive/zip"; "fmt"; "io"; "os")
-func main() {
-    r, err := zip.OpenReader(os.Args[2])
-    if err != nil { panic(err) }
-    for _, f := range r.File {
-        var content []byte
-        if os.Args[1] == "read" {
-            body, err := f.Open()
-            if err != nil { panic(err) }
-            if content, err = io.ReadAll(body); err != nil { panic(err) }
-        }
-        fmt.Printf("%d x%x %s\\n", f.UncompressedSize64, content, f.Name)
-    }
-}
-"""
-
-Tree = dict[str, bytes]
-Sizes = dict[str, int]
-
-
-def program(name: str) -> str:
-    """The path of a reader; skips (or fails, see above) when it is not installed."""
-    found = shutil.which(name)
-    if found is None:
-        if name in os.environ.get("REQUIRE_READERS", "").split(","):
-            pytest.fail(f"{name} is required by REQUIRE_READERS and not installed")
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-def output(*command: str | Path, cwd: Path) -> str:
-    environment = os.environ | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
-    # the module file is absent on purpose, and nothing may be fetched
-    environment |= {"GO111MODULE": "off", "GOPROXY": "off", "GOTOOLCHAIN": "local", "GOFLAGS": ""}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return done.stdout
-
-
-def extracted(folder: Path) -> Tree:
-    """What was extracted; files must have the archive's times, exact to the second."""
-    tree = {}
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file():
-            tree[name] = path.read_bytes()
-            assert int(path.stat().st_mtime) == NOW, name
-        elif f"{name}/" in CONTENTS:
-            tree[f"{name}/"] = b""
-    return tree
-
-
-def printed(lines: str) -> tuple[Sizes, Tree]:
-    rows = [line.split(" ", 2) for line in lines.splitlines()]
-    return {name: int(size) for size, _, name in rows}, {name: bytes.fromhex(body[1:]) for _, body, name in rows}
-
-
-def unzip_read(archive: Path, tmp: Path) -> Tree:
-    assert "No errors detected" in output(program("unzip"), "-t", archive, cwd=tmp)
-    output(program("unzip"), archive, "-d", tmp / "out", cwd=tmp)
-    return extracted(tmp / "out")
-
-
-def unzip_list(archive: Path, tmp: Path) -> Sizes:
-    # -rw-r--r--  6.3 unx        6 b- stor 23-Nov-14 22:13 folder/known.txt
-    rows = re.findall(
-        r"^[-d]\S+ +\S+ unx +(\d+) \S+ stor \S+ \S+ (.*)$", output("unzip", "-Z", archive, cwd=tmp), re.MULTILINE
-    )
-    return {name: int(size) for size, name in rows}
-
-
-def sevenzip_read(archive: Path, tmp: Path) -> Tree:
-    assert "Everything is Ok" in output(program("7z"), "t", archive, cwd=tmp)
-    output(program("7z"), "x", f"-o{tmp / 'out'}", archive, cwd=tmp)
-    return extracted(tmp / "out")
-
-
-def sevenzip_list(archive: Path, tmp: Path) -> Sizes:
-    listing = output("7z", "l", "-slt", archive, cwd=tmp).partition("----------\n")[2]
-    rows = re.findall(r"^Path = (.*)\nFolder = ([+-])\nSize = (\d+)$", listing, re.MULTILINE)
-    return {name + ("/" if folder == "+" else ""): int(size) for name, folder, size in rows}
-
-
-def bsdtar_read(archive: Path, tmp: Path) -> Tree:
-    (tmp / "out").mkdir()
-    output(program("bsdtar"), "-xf", archive, "-C", tmp / "out", cwd=tmp)
-    return extracted(tmp / "out")
-
-
-def bsdtar_list(archive: Path, tmp: Path) -> Sizes:
-    rows = [line.split(maxsplit=8) for line in output("bsdtar", "-tvf", archive, cwd=tmp).splitlines()]
-    return {row[8]: int(row[4]) for row in rows}
-
-
-def java(mode: str, archive: Path, tmp: Path) -> tuple[Sizes, Tree]:
-    (tmp / "ReadZip.java").write_text(JAVA)
-    return printed(output(program("java"), "-Xmx256m", "ReadZip.java", mode, archive, cwd=tmp))
-
-
-def go(mode: str, archive: Path, tmp: Path) -> tuple[Sizes, Tree]:
-    (tmp / "readzip.go").write_text(GO)
-    return printed(output(program("go"), "run", "readzip.go", mode, archive, cwd=tmp))
-
-
-def python_read(archive: Path, tmp: Path) -> Tree:
-    with zipfile.ZipFile(archive) as read:
-        assert read.testzip() is None
-        return {name: read.read(name) for name in read.namelist()}
-
-
-def python_list(archive: Path, tmp: Path) -> Sizes:
-    with zipfile.ZipFile(archive) as read:
-        return {info.filename: info.file_size for info in read.infolist()}
-
-
-READ: dict[str, Callable[[Path, Path], Tree]] = {
-    "unzip": unzip_read,
-    "7z": sevenzip_read,
-    "bsdtar": bsdtar_read,
-    "python": python_read,
-    "java": lambda archive, tmp: java("read", archive, tmp)[1],
-    "go": lambda archive, tmp: go("read", archive, tmp)[1],
-}
-LIST: dict[str, Callable[[Path, Path], Sizes]] = {
-    "unzip": unzip_list,
-    "7z": sevenzip_list,
-    "bsdtar": bsdtar_list,
-    "python": python_list,
-    "java": lambda archive, tmp: java("list", archive, tmp)[0],
-    "go": lambda archive, tmp: go("list", archive, tmp)[0],
 }
 
 
@@ -220,13 +58,15 @@ def small(path: Path, *, known: bool) -> Path:
 @pytest.mark.parametrize("known", [True, False], ids=["crcs known", "crcs learned"])
 def test_every_seeking_reader_agrees_on_names_sizes_and_bytes(reader: str, known: bool, tmp_path: Path) -> None:
     archive = small(tmp_path / "archive.zip", known=known)
-    assert READ[reader](archive, tmp_path) == CONTENTS
+    assert READ[reader](archive, tmp_path) == digests(CONTENTS)
+    extracted = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {int(path.stat().st_mtime) for path in extracted} <= {NOW}
     assert LIST[reader](archive, tmp_path) == {name: len(content) for name, content in CONTENTS.items()}
 
 
 def test_javas_zip_input_stream_reads_an_archive_whose_crcs_were_known(tmp_path: Path) -> None:
-    sizes, tree = java("stream", small(tmp_path / "archive.zip", known=True), tmp_path)
-    assert tree == CONTENTS
+    sizes, read = java("stream", small(tmp_path / "archive.zip", known=True), tmp_path)
+    assert read == digests(CONTENTS)
     assert sizes == {name: len(content) for name, content in CONTENTS.items()}
 
 

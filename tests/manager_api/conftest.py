@@ -4,6 +4,7 @@ Fake is what the proxy decides: its answers are scripted. Real are its socket, H
 """
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
 from manager_api.runtime import open_manager
 from manager_api.settings import ManagerSettings
@@ -49,7 +51,7 @@ class Asked:
     method: str
     path: str
     query: dict[str, str]
-    headers: dict[str, str]
+    headers: CIMultiDictProxy[str]
     body: Any
 
 
@@ -68,7 +70,7 @@ class FakeProxy:
         if request.path == "/rpc/v1/health":
             return problem(404 if self._knows(request) else 401, "not-found")
         body = await request.json() if request.can_read_body else None
-        self.asked.append(Asked(request.method, request.path, dict(request.query), dict(request.headers), body))
+        self.asked.append(Asked(request.method, request.path, dict(request.query), request.headers, body))
         if self.script:
             step = self.script.pop(0)
             return step if isinstance(step, web.Response) else await step(request)
@@ -123,20 +125,26 @@ class Caller:
     session: aiohttp.ClientSession
     url: str
 
-    async def get(self, path: str, key: str | None = API_KEY, **kw: Any) -> tuple[int, dict[str, Any], dict[str, str]]:
+    async def get(
+        self, path: str, key: str | None = API_KEY, **kw: Any
+    ) -> tuple[int, dict[str, Any], CIMultiDictProxy[str]]:
         return await self._ask("GET", path, key, **kw)
 
     async def post(
-        self, path: str, json: Any, key: str | None = API_KEY, **kw: Any
-    ) -> tuple[int, dict[str, Any], dict[str, str]]:
-        return await self._ask("POST", path, key, json=json, **kw)
+        self, path: str, body: Any, key: str | None = API_KEY, **kw: Any
+    ) -> tuple[int, dict[str, Any], CIMultiDictProxy[str]]:
+        return await self._ask("POST", path, key, data=io.BytesIO(json.dumps(body).encode()), **kw)
 
     async def _ask(
         self, method: str, path: str, key: str | None, **kw: Any
-    ) -> tuple[int, dict[str, Any], dict[str, str]]:
-        headers = kw.pop("headers", {}) | ({} if key is None else {"Authorization": f"Bearer {key}"})
+    ) -> tuple[int, dict[str, Any], CIMultiDictProxy[str]]:
+        headers = (
+            {"Content-Type": "application/json"}
+            | kw.pop("headers", {})
+            | ({} if key is None else {"Authorization": f"Bearer {key}"})
+        )
         async with self.session.request(method, self.url + path, headers=headers, **kw) as answer:
-            return answer.status, await answer.json(content_type=None), dict(answer.headers)
+            return answer.status, await answer.json(content_type=None), answer.headers
 
 
 CONFIG = f"""

@@ -147,6 +147,8 @@ async def _json_body(request: web.Request) -> bytes:
         raise UnsupportedMediaType
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedMediaType("A compressed request body is not accepted")
+    if (request.content_length or 0) > request.client_max_size:
+        raise PayloadTooLarge
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:

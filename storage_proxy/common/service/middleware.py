@@ -13,10 +13,11 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, hdrs, web
 from aiohttp.typedefs import Middleware
 
 from storage_proxy.common.errors import (
+    HttpVersionNotSupported,
     Internal,
     InvalidRequest,
     MethodNotAllowed,
@@ -110,6 +111,8 @@ def observe_requests(in_flight: InFlight) -> Middleware:
         try:
             if in_flight.draining and not request.path.startswith("/health/"):
                 raise ShuttingDown
+            if request.version < HttpVersion10:  # aiohttp's parser takes a bare "GET /path" for HTTP/0.9
+                raise HttpVersionNotSupported("HTTP/1.0 or newer is required")
             response = await handler(request)
         except ServiceError as error:
             response = _answer(request, error)

@@ -5,6 +5,7 @@ is named under ``degraded``: taking every replica out of the balancer would help
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel, Field
 from storage_proxy.common.errors import ServiceError
 from storage_proxy.common.service.endpoints import endpoint
 
+_log = logging.getLogger(__name__)
 Probe = Callable[[], Awaitable[None]]
 
 PROBE_TIMEOUT_SECONDS = 2.0
@@ -69,6 +71,9 @@ async def _ask(name: str, probe: Probe) -> str | None:
         return f"{name}: no answer within {PROBE_TIMEOUT_SECONDS:g} s"
     except ServiceError as error:
         return f"{name}: {error.detail}"
+    except Exception:  # noqa: BLE001 a probe that fails in a way of its own is no reason to call the process unready
+        _log.exception("a probe failed", extra={"dependency": name})
+        return f"{name}: the probe failed"
     return None
 
 
