@@ -11,7 +11,6 @@ from manager_api.links import LinkMaker
 from manager_api.models import MintArchive, MintBlob, MintedArchive, MintedBlob, MintOptions
 from manager_api.proxy_client import ProxyClient
 from storage_proxy.common.errors import (
-    BlobChanged,
     BlobNotFound,
     BucketNotFound,
     DuplicateName,
@@ -33,7 +32,7 @@ from storage_proxy.common.wire import BlobAddress, BlobDescription
 DEFAULT_ARCHIVE_FILENAME = "archive.zip"
 
 _STAT_ERRORS = (UnsafeName, BlobNotFound, BucketNotFound, StorageError, StorageUnavailable, StorageTimeout)
-_PLAN_ERRORS = (*_STAT_ERRORS, DuplicateName, BlobChanged, SelectionTooLarge)
+_PLAN_ERRORS = (*_STAT_ERRORS, DuplicateName, SelectionTooLarge)
 _NOT_ENFORCED = "is not enforced by this version, so it is not promised"
 _NOT_SUPPORTED = "is not supported by this version"
 

@@ -37,7 +37,7 @@ class CallPolicy:
     """Bounds of a call, in seconds. A retry waits for a random part of a time that doubles from ``first_wait``."""
 
     connect_timeout: float = 5.0
-    stat_timeout: float = 15.0
+    stat_timeout: float = 40.0
     plan_timeout: float = 120.0
     retries: int = 2
     first_wait: float = 0.2

@@ -35,7 +35,10 @@ async def serve(settings: ManagerSettings) -> None:
     """Run the manager API until a signal. Raises `AddressTaken`."""
     async with open_manager(settings) as manager:
         await serve_until_signal(
-            [manager.listener], health=manager.health, drain_seconds=settings.shutdown.drain_seconds
+            [manager.listener],
+            health=manager.health,
+            drain_seconds=settings.shutdown.drain_seconds,
+            unready_seconds=settings.shutdown.unready_seconds,
         )
 
 

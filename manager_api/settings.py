@@ -37,7 +37,7 @@ class ProxyConnectionSettings(Section):
     rpc_secret: BearerSecret
     client_url: BaseUrl = "http://127.0.0.1:6021"
     rpc_connect_timeout_seconds: Seconds = 5.0
-    rpc_timeout_seconds: Seconds = 15.0
+    rpc_timeout_seconds: Seconds = 40.0
     """For the description of one blob, retries included."""
     rpc_plan_timeout_seconds: Seconds = 120.0
     """For the plan of an archive, retries included."""
@@ -57,6 +57,8 @@ class ShutdownSettings(Section):
 
     drain_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     """For so long running requests may finish after SIGTERM."""
+    unready_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0
+    """For so long after SIGTERM connections are still accepted, while readiness is already false."""
 
 
 class ManagerSettings(ServiceSettings):

@@ -29,7 +29,7 @@ from storage_proxy.downloads.planner import ArchivePlanner, PlanLimits
 from storage_proxy.downloads.slots import DownloadSlots
 from storage_proxy.downloads.sources import HealPolicy, Sources
 from storage_proxy.http.client_api import ClientHandlers, claims_from
-from storage_proxy.http.rpc_api import RpcHandlers
+from storage_proxy.http.rpc_api import RPC_HEALTH_PATH, RpcHandlers
 from storage_proxy.settings import ClientSettings, ProxySettings, RpcSettings, S3BucketSettings
 from storage_proxy.stores.local import LocalBlobStore
 from storage_proxy.stores.port import BlobStore
@@ -52,6 +52,7 @@ async def serve(settings: ProxySettings) -> None:
             proxy.listeners,
             health=proxy.health,
             drain_seconds=settings.shutdown.drain_seconds,
+            unready_seconds=settings.shutdown.unready_seconds,
             operations=proxy.operations,
         )
 
@@ -142,7 +143,11 @@ def _redirecting(settings: ProxySettings) -> frozenset[str]:
 
 def _rpc_listener(rpc: RpcSettings, requests: RequestMetrics, handlers: RpcHandlers) -> Listener:
     secrets = {f"secret {index}": secret.get_secret_value() for index, secret in enumerate(rpc.secrets)}
-    middlewares = log_requests("rpc"), requests.middleware("rpc"), require_bearer(secrets)
+    middlewares = (
+        log_requests("rpc", quiet_paths=frozenset({RPC_HEALTH_PATH})),
+        requests.middleware("rpc"),
+        require_bearer(secrets),
+    )
     listener = Listener("rpc", rpc.listen, *middlewares, max_body_bytes=MAX_RPC_BODY_BYTES)
     add_endpoints(listener.app, endpoints_of(handlers))
     return listener

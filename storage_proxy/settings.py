@@ -1,7 +1,7 @@
 """The proxy's configuration: every key, its default and what it means."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -164,6 +164,8 @@ class ShutdownSettings(Section):
     """How long running downloads may go on after SIGTERM."""
 
     drain_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+    unready_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0
+    """For so long after SIGTERM connections are still accepted, while readiness is already false."""
 
 
 class ProxySettings(ServiceSettings):
@@ -186,6 +188,15 @@ class ProxySettings(ServiceSettings):
     mint: MintSettings = MintSettings()
     heal: HealSettings = HealSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kinds_have_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+        kinds = {"state": "sqlite", "bus": "embedded"}
+        filled = {
+            name: {"kind": kind, **given[name]} for name, kind in kinds.items() if isinstance(given.get(name), dict)
+        }
+        return {**given, **filled}
 
     @property
     def manifests_bucket(self) -> str:

@@ -234,7 +234,7 @@ class ShuttingDown(ServiceError):
 class HttpVersionNotSupported(ServiceError):
     code = "http-version-not-supported"
     status_hint = 505
-    public_message = "A body of unknown length needs HTTP/1.1"
+    public_message = "This needs HTTP/1.1 (HTTP/1.0 where the body's length is known)"
 
 
 def error_class(code: str) -> type[ServiceError] | None:

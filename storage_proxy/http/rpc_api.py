@@ -17,6 +17,8 @@ from storage_proxy.downloads.downloads import DEFAULT_CONTENT_TYPE, stat_blob
 from storage_proxy.downloads.manifests import ManifestStore
 from storage_proxy.downloads.planner import ArchivePlanner
 
+RPC_HEALTH_PATH = "/rpc/v1/health"
+
 
 class RpcHandlers:
     """The endpoints of the RPC listener."""
@@ -26,7 +28,7 @@ class RpcHandlers:
         self._planner = planner
         self._manifests = manifests
 
-    @endpoint("GET", "/rpc/v1/health")
+    @endpoint("GET", RPC_HEALTH_PATH)
     async def health(self) -> Liveness:
         """Whether this listener answers and the secret is right."""
         return Liveness()

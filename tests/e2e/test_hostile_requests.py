@@ -3,6 +3,9 @@ is a 500, nothing ends a process, nothing of it is in a log.
 """
 
 import asyncio
+import base64
+import hmac
+import io
 import json
 import time
 import tomllib
@@ -63,7 +66,7 @@ class Ground:
     http: aiohttp.ClientSession
     root: Path
     rpc_url: str
-    credentials: list[str] = field(default_factory=list)
+    credentials: list[str] = field(default_factory=list, repr=False)
 
     @property
     def manager(self) -> str:
@@ -89,7 +92,8 @@ class Ground:
             given.setdefault("Content-Type", "application/json")
         if url.startswith(self.client) and "Authorization" not in headers:
             del given["Authorization"]
-        async with self.http.request(method, url, data=body, headers=given, allow_redirects=False) as answer:
+        data = None if body is None else io.BytesIO(body)  # aiohttp wants large bodies as files
+        async with self.http.request(method, url, data=data, headers=given, allow_redirects=False) as answer:
             lower = {name.lower(): value for name, value in answer.headers.items()}
             return Answer(answer.status, lower, await answer.read())
 
@@ -197,12 +201,10 @@ async def test_an_unsafe_filename_is_refused(ground: Ground, filename: str) -> N
 
 
 async def test_all_that_is_unsafe_is_told_at_once(ground: Ground) -> None:
-    keys = list(UNSAFE_KEYS.values())
-    answer = await ground.post(
-        "/v1/tokens/archive", {"entries": [{"key": key} for key in keys if SURROGATE not in key]}
-    )
+    keys = [key for name, key in UNSAFE_KEYS.items() if "surrogate" not in name]
+    answer = await ground.post("/v1/tokens/archive", {"entries": [{"key": key} for key in keys]})
     told = [error["loc"] for error in refused(answer, 400, "unsafe-name")["errors"]]
-    assert told == [["entries", index, "key"] for index in range(len(keys) - 1)]
+    assert told == [["entries", index, "key"] for index in range(len(keys))]
 
 
 async def test_a_refusal_comes_before_anything_is_read(tmp_path: Path) -> None:
@@ -274,11 +276,8 @@ async def test_a_blob_or_bucket_that_does_not_exist_is_404(ground: Ground) -> No
     answer = await ground.post("/v1/tokens/archive", {"entries": [{"key": "a", "bucket": "none"}]})
     refused(answer, 404, "bucket-not-found")
     refused(await ground.download(signed(claims(bucket="none"))), 404, "bucket-not-found")
-    refused(
-        await ground.download(signed(archive_claims(manifest="sha256:" + "0" * 64)), "download-archive"),
-        404,
-        "not-found",
-    )
+    unkept = signed(archive_claims(manifest="sha256:" + "0" * 64))
+    refused(await ground.download(unkept, "download-archive"), 404, "blob-not-found")
 
 
 # Bodies
@@ -333,7 +332,6 @@ NOT_JSON = {
     "NaN": b'{"key": "a", "expires_in": NaN}',
     "latin-1": '{"key": "é"}'.encode("latin-1"),
     "utf-16": '{"key": "a"}'.encode("utf-16"),
-    "BOM": b'\xef\xbb\xbf{"key": "a/none"}',
     "deep": b"[" * 200_000,
     "deep object": b'{"key":' * 100_000,
     "long number": b'{"key": "a", "expires_in": ' + b"9" * 100_000 + b"}",
@@ -525,23 +523,23 @@ def archive_claims(**changes: object) -> dict[str, object]:
     return {name: value for name, value in (base | changes).items() if value is not None}
 
 
-def signed(payload: object, *, secret: str = TOKEN_SECRET, alg: str = "HS256", **header: object) -> str:
-    """A token with any payload and header; None removes a header field."""
-    fields = {"kid": "e2e", "typ": "dl+jwt"} | header
+def signed(payload: object, *, secret: str = TOKEN_SECRET, **header: object) -> str:
+    """A token with any payload, and changes of its header."""
+    kept = {"kid": "e2e", "typ": "dl+jwt"} | header
     body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-    kept = {name: value for name, value in fields.items() if value is not None}
-    with_type = "typ" in kept  # PyJWT adds one of its own
-    token = jwt.PyJWS().encode(body, secret, algorithm=alg, headers={**kept, **({} if with_type else {"typ": None})})
-    return token
+    return jwt.PyJWS().encode(body, secret, algorithm="HS256", headers=kept)
 
 
-def with_header(header: object, payload: object | None = None, *, signature: bytes | None = None) -> str:
-    """A token made by hand, rightly signed with HS256 unless ``signature`` is given: PyJWT refuses to make some."""
-    first = ".".join(jwt.utils.base64url_encode(json.dumps(part).encode()).decode() for part in (header, payload))
+def with_header(header: object, payload: object, *, digest: str = "sha256", signature: bytes | None = None) -> str:
+    """A token made by hand, signed with our secret unless ``signature`` is given: PyJWT refuses to make some."""
+    first = ".".join(base64url(json.dumps(part).encode()) for part in (header, payload))
     if signature is None:
-        key = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256)
-        signature = key.sign(first.encode(), TOKEN_SECRET.encode())
-    return f"{first}.{jwt.utils.base64url_encode(signature).decode()}"
+        signature = hmac.digest(TOKEN_SECRET.encode(), first.encode(), digest)
+    return f"{first}.{base64url(signature)}"
+
+
+def base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 GOOD_HEADER = {"alg": "HS256", "kid": "e2e", "typ": "dl+jwt"}
@@ -555,8 +553,9 @@ def invalid_tokens() -> dict[str, str]:
         "alg none, unsigned": with_header({**GOOD_HEADER, "alg": "none"}, claims(), signature=b""),
         "alg None": with_header({**GOOD_HEADER, "alg": "None"}, claims(), signature=b""),
         "alg none, signed": with_header({**GOOD_HEADER, "alg": "none"}, claims()),
-        "alg HS384": signed(claims(), alg="HS384", secret=TOKEN_SECRET * 2),
-        "alg HS512 with the same secret": signed(claims(), alg="HS512", secret=TOKEN_SECRET + TOKEN_SECRET),
+        "alg HS384": with_header({**GOOD_HEADER, "alg": "HS384"}, claims(), digest="sha384"),
+        "alg HS512": with_header({**GOOD_HEADER, "alg": "HS512"}, claims(), digest="sha512"),
+        "alg HS512 in name only": with_header({**GOOD_HEADER, "alg": "HS512"}, claims()),
         "alg RS256": with_header({**GOOD_HEADER, "alg": "RS256"}, claims()),
         "alg EdDSA": with_header({**GOOD_HEADER, "alg": "EdDSA"}, claims()),
         "alg hs256": with_header({**GOOD_HEADER, "alg": "hs256"}, claims()),
@@ -743,8 +742,9 @@ async def test_a_token_for_one_operation_is_refused_on_the_others_route(ground: 
 
 
 ROUTES = {
-    "manager": ["/", "/v1/blobs?key=a/one.txt", "/v1/tokens/blob", "/v1/tokens/archive", "/v1/none", "/metrics", "/docs",
-                "/openapi.json", "/health/live", "/health/ready", "/v1/tokens/none", "//", "/%2e%2e/", "/v1/blobs"],
+    "manager": ["/", "/v1/blobs?key=a/one.txt", "/v1/tokens/blob", "/v1/tokens/archive", "/v1/none", "/metrics",
+                "/docs", "/openapi.json", "/health/live", "/health/ready", "/v1/tokens/none", "//", "/%2e%2e/",
+                "/v1/blobs"],
     "client": ["/", "/download", "/download-archive", "/download?token=x", "/upload", "/blob-batch", "/metrics",
                "/health/live", "/health/ready", "/download/", "/download%2f", "/%00", "/%ff"],
     "rpc": ["/", "/rpc/v1/blobs?key=a/one.txt", "/rpc/v1/archives", "/rpc/v1/health", "/metrics", "/health/live"],
@@ -847,6 +847,7 @@ BROKEN: dict[str, bytes] = {
     "a chunk size with 0x": CHUNKED + b"0x2\r\n{}\r\n0\r\n\r\n",
     "a huge chunk size": CHUNKED + b"F" * 40 + b"\r\n{}\r\n0\r\n\r\n",
     "a chunk longer than its size": CHUNKED + b"2\r\n{}{}{}{}\r\n0\r\n\r\n",
+    "a chunk shorter than its size": CHUNKED + b"5\r\n{}\r\n0\r\n\r\n",
     "an empty chunk size": CHUNKED + b"\r\n{}\r\n0\r\n\r\n",
     "a long chunk extension": CHUNKED + b"2;" + b"e" * 100_000 + b"\r\n{}\r\n0\r\n\r\n",
     "long trailers": CHUNKED + b"2\r\n{}\r\n0\r\nX-T: " + b"t" * 100_000 + b"\r\n\r\n",
@@ -894,7 +895,6 @@ TOLERABLE: dict[str, bytes] = {
     "a lower-case method": b"get /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
     "a long method": b"A" * 500 + b" / HTTP/1.1\r\nHost: x\r\n\r\n",
     "a request id that is none": GET + b"X-Request-Id: a b\tc\r\n\r\n",
-    "a cut chunked body of a blob mint": CHUNKED + b"5\r\n{}\r\n",
 }
 UNFINISHED = {
     "nothing": b"",
@@ -919,14 +919,7 @@ async def test_what_is_not_http_is_refused(ground: Ground, message: bytes) -> No
 @pytest.mark.parametrize("message", TOLERABLE.values(), ids=TOLERABLE)
 async def test_what_is_odd_is_answered_one_way_or_the_other(ground: Ground, message: bytes) -> None:
     for base in ground.listeners.values():
-        connection = await Connection.open(base)
-        try:
-            await connection.send(message)
-            if "cut" in str(message) or message.endswith(b"5\r\n{}\r\n"):
-                await connection.send(b"0\r\n\r\n")
-            answer = await connection.answer()
-        finally:
-            connection.abort()
+        answer = await exchange(base, message)
         assert answer is not None
         assert answer.status < 500, answer
         if answer.status >= 400:
@@ -947,10 +940,15 @@ async def test_a_request_that_is_never_finished_harms_nobody(ground: Ground, mes
 
 async def test_a_broken_line_is_told_as_a_problem(ground: Ground) -> None:
     for base in ground.listeners.values():
-        answer = await exchange(base, b"nonsense\r\n\r\n")
-        assert answer is not None
-        refused(answer, 400, "invalid-request")
-        assert answer.headers["connection"] == "close"
+        connection = await Connection.open(base)
+        try:
+            await connection.send(b"nonsense\r\n\r\n")
+            answer = await connection.answer()
+            assert answer is not None
+            refused(answer, 400, "invalid-request")
+            assert await connection.is_closed()
+        finally:
+            connection.abort()
 
 
 @pytest.mark.parametrize("message", [b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n", GET + b"X: " + b"a" * 20_000])
@@ -1046,7 +1044,7 @@ CONDITIONS = [
     for name in ("Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since")
     for value in (
         "", "nonsense", "bytes=", "bytes=-", "bytes=5-2", "bytes=-0", "bytes=99999999999999999999999-", "bytes=0-0,1-1",
-        "bytes=" + "0-1," * 3000, "lines=0-1", '"', 'W/"', "*", '"a", "b', "\udcff\udcfe", "Thu, 99 Foo 2024 99:99:99 GMT",
+        "bytes=" + "0-1," * 3000, "lines=0-1", '"', 'W/"', "*", '"a", "b', "\udcff", "Thu, 99 Foo 2024 99:99:99 GMT",
         "Thu, 01 Jan 99999 00:00:00 GMT", "Thu, 01 Jan 0000 00:00:00 GMT", "9" * 5000, "bytes=" + "9" * 5000 + "-",
         "bytes=٣-٤", "bytes=1_0-",
     )
@@ -1175,8 +1173,8 @@ async def test_any_claims_and_header_well_signed_are_answered(ground: Ground, da
 @given(message=st.binary(max_size=300))
 async def test_any_bytes_on_the_wire_end_no_process(ground: Ground, message: bytes) -> None:
     for base in ground.listeners.values():
-        answer = await exchange(base, message + b"\r\n\r\n")
-        if answer is not None:
+        answer = await exchange(base, message + b"\r\n\r\n", within=1.0)
+        if answer is not None:  # empty lines, for one, begin no request
             assert answer.status < 500 or answer.status == 505, answer
 
 

@@ -187,3 +187,18 @@ async def test_no_secret_and_no_token_is_in_any_log(two: Service) -> None:
     assert "download" in logs
     for secret in (minted["token"], minted["token"][:40], "e2e-token", "e2e-rpc", "e2e-api", "wrong-k", "a" * 100):
         assert secret not in logs
+
+
+async def test_an_unready_process_still_accepts_while_balancers_learn_of_it(tmp_path: Path, root: Path) -> None:
+    buckets = {"default": {"kind": "local", "root": str(root)}}
+    async with service(tmp_path / "programs", buckets, more="[shutdown]\nunready_seconds = 5") as running:
+        minted = await running.mint("blob", {"key": "docs/data.bin"})
+        proxy = running.proxies[0]
+        assert proxy.process is not None
+        proxy.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            while (await get_json(f"{running.client_urls[0]}/health/ready"))[0] != 503:
+                pass
+        status, body, _ = await fetch(minted["url"])
+        assert (status, len(body)) == (200, 5 * MIB)
+        assert await proxy.stop() == 0  # a second signal ends the wait

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).parents[2]
@@ -126,10 +127,9 @@ async def get_json(url: str, *, body: bytes | None = None, key: str = API_KEY) -
         try:
             with urlopen(Request(url, data=body, headers=headers), timeout=150) as answer:
                 return answer.status, json.load(answer)
-        except OSError as error:
-            if hasattr(error, "code"):
-                return error.code, json.load(error)  # type: ignore[arg-type] an HTTPError is its answer
-            raise
+        except HTTPError as error:
+            with error:
+                return error.code, json.load(error)
 
     return await asyncio.to_thread(ask)
 

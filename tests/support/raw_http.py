@@ -47,13 +47,17 @@ class Connection:
         except ConnectionError:
             pass
 
-    async def answer(self, *, to_head: bool = False) -> Answer | None:
-        """The next answer, None when the server closed instead."""
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            try:
+    async def answer(self, *, to_head: bool = False, within: float | None = None) -> Answer | None:
+        """The next answer, None when the server closed instead or, where ``within`` seconds are given, is silent."""
+        try:
+            async with asyncio.timeout(within or _ANSWER_SECONDS):
                 return await self._answer(to_head)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return None
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        except TimeoutError:
+            if within is None:
+                raise
+            return None
 
     async def _answer(self, to_head: bool) -> Answer:
         interim: list[int] = []
@@ -80,12 +84,12 @@ class Connection:
         self._writer.transport.abort()
 
 
-async def exchange(url: str, message: bytes, *, to_head: bool = False) -> Answer | None:
-    """Send ``message`` on a connection of its own: the first answer, None when the server closed instead."""
+async def exchange(url: str, message: bytes, *, to_head: bool = False, within: float | None = None) -> Answer | None:
+    """Send ``message`` on a connection of its own; the first answer as `Connection.answer` gives it."""
     connection = await Connection.open(url)
     try:
         await connection.send(message)
-        return await connection.answer(to_head=to_head)
+        return await connection.answer(to_head=to_head, within=within)
     finally:
         connection.abort()
 
@@ -101,7 +105,7 @@ def request(method: str, target: str, *headers: str, body: bytes = b"") -> bytes
 def _parse(head: bytes) -> tuple[int, dict[str, str]]:
     first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     version, status, _ = first.split(" ", 2)
-    assert version in ("HTTP/1.0", "HTTP/1.1"), first
+    assert version in ("HTTP/1.1", "HTTP/1.0", "HTTP/0.9"), first  # the request's, at most ours
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")

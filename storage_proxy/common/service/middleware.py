@@ -117,9 +117,9 @@ def observe_requests(in_flight: InFlight) -> Middleware:
         except ServiceError as error:
             response = _answer(request, error)
         except web.HTTPException as error:
-            response = _answer(request, _of_aiohttp(error))
+            response = _answer(request, of_aiohttp(error))
         except Exception:  # noqa: BLE001 a defect of ours: logged whole, shown as nothing
-            _log.exception("unexpected error", extra={"request_id": request[REQUEST_ID], "path": request.path})
+            _log.exception("unexpected error", extra={"request_id": request[REQUEST_ID]})
             response = _answer(request, Internal())
         finally:
             in_flight.leave(task)
@@ -171,7 +171,8 @@ def _answer(request: web.Request, error: ServiceError) -> web.Response:
     return response
 
 
-def _of_aiohttp(error: web.HTTPException) -> ServiceError:
+def of_aiohttp(error: web.HTTPException) -> ServiceError:
+    """What the router and the body's reader refuse, as our error."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         return MethodNotAllowed(headers={hdrs.ALLOW: ", ".join(sorted(error.allowed_methods))})
     if isinstance(error, web.HTTPRequestEntityTooLarge):

@@ -22,11 +22,17 @@ class AddressTaken(Exception):
 
 
 async def serve_until_signal(
-    listeners: Sequence[Listener], *, health: Health, drain_seconds: float, operations: Listener | None = None
+    listeners: Sequence[Listener],
+    *,
+    health: Health,
+    drain_seconds: float,
+    unready_seconds: float = 0.0,
+    operations: Listener | None = None,
 ) -> None:
     """Run ``listeners`` until SIGTERM or SIGINT, then drain; ``operations`` answers until the end.
 
-    A second signal ends the drain at once. Raises `AddressTaken`.
+    For ``unready_seconds`` after the signal connections are still accepted, so that balancers can learn that this
+    process is not ready any more. A second signal ends the drain at once. Raises `AddressTaken`.
     """
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -40,7 +46,7 @@ async def serve_until_signal(
         received = await signals.get()
         health.draining()
         _log.info("draining", extra={"signal": received.name, "seconds": drain_seconds})
-        await _drain(listeners, drain_seconds, signals)
+        await _drain(listeners, unready_seconds, drain_seconds, signals)
     _log.info("stopped")
 
 
@@ -51,14 +57,21 @@ async def _start(listener: Listener) -> None:
         raise AddressTaken(f"{listener.name}: {error.strerror or error}") from error
 
 
-async def _drain(listeners: Sequence[Listener], seconds: float, signals: asyncio.Queue[signal.Signals]) -> None:
-    drained = asyncio.ensure_future(asyncio.gather(*(listener.drain(seconds) for listener in listeners)))
+async def _drain(
+    listeners: Sequence[Listener], unready_seconds: float, seconds: float, signals: asyncio.Queue[signal.Signals]
+) -> None:
+    async def drain() -> int:
+        await asyncio.sleep(unready_seconds)
+        return sum(await asyncio.gather(*(listener.drain(seconds) for listener in listeners)))
+
+    drained = asyncio.create_task(drain())
     again = asyncio.create_task(signals.get())
     both: list[asyncio.Future[Any]] = [drained, again]
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-    if not again.cancel():  # it is done: a second signal came
-        for listener in listeners:
-            listener.in_flight.cancel_all()
-    cut = sum(await drained)
+    if again.cancel():
+        cut = await drained
+    else:  # it is done: a second signal came
+        drained.cancel()
+        cut = sum([await listener.drain(0) for listener in listeners])
     if cut:
         _log.warning("downloads were cut", extra={"count": cut})

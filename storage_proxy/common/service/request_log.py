@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from storage_proxy.common.errors import ServiceError
 from storage_proxy.common.service.metrics import method_label, route_template, status_of
-from storage_proxy.common.service.middleware import CALLER, REQUEST_ID
+from storage_proxy.common.service.middleware import CALLER, REQUEST_ID, of_aiohttp
 
 LOGGED: web.RequestKey[bool] = web.RequestKey("logged", bool)
 """Set by a handler that has written a fuller line of its own."""
@@ -33,7 +34,7 @@ def log_requests(
             response = await handler(request)
             fields = {"status": response.status}
         except BaseException as error:
-            fields = {"status": status_of(error), "code": getattr(error, "code", None)}
+            fields = {"status": status_of(error), "code": _code_of(error)}
             raise
         finally:
             quiet = request.path in quiet_paths or request.get(LOGGED, False)
@@ -50,3 +51,9 @@ def log_requests(
         return response
 
     return middleware
+
+
+def _code_of(error: BaseException) -> str | None:
+    if isinstance(error, web.HTTPException):
+        error = of_aiohttp(error)
+    return error.code if isinstance(error, ServiceError) else None

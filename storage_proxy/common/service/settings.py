@@ -4,6 +4,7 @@ The law: an unknown key or variable is an error, every problem is one line with 
 shows a secret.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -142,7 +143,7 @@ class ServiceSettings(BaseSettings):
         except (TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidSettings([*problems, f"{path}: is not TOML: {error}"]) from None
         except SettingsError as error:
-            raise InvalidSettings([*problems, f"environment: {error}"]) from None
+            raise InvalidSettings([*problems, *cls._malformed_variables(error)]) from None
         except ValidationError as error:
             raise InvalidSettings([*problems, *cls._lines(error)]) from None
         problems += settings.problems()
@@ -165,6 +166,19 @@ class ServiceSettings(BaseSettings):
             if name.upper().startswith(prefix)
             and name.upper().removeprefix(prefix).split("__")[0].lower() not in cls.model_fields
         ]
+
+    @classmethod
+    def _malformed_variables(cls, error: SettingsError) -> list[str]:
+        """The variables that Pydantic could not parse: it names the first key of their path only."""
+        prefix = str(cls.model_config.get("env_prefix", ""))
+        found = []
+        for name, value in sorted(os.environ.items()):
+            if name.upper().startswith(prefix) and value.lstrip().startswith(("[", "{")):
+                try:
+                    json.loads(value)
+                except ValueError as reason:
+                    found.append(f"{name}: is not JSON: {reason}")
+        return found or [f"environment: {error}"]
 
     @classmethod
     def _lines(cls, error: ValidationError) -> list[str]:

@@ -1,0 +1,1 @@
+"""What people and `make` run here: the demo, the services, the soak."""
