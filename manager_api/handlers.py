@@ -4,6 +4,8 @@ The law: what this program can refuse itself is refused before the proxy is aske
 yet is never promised.
 """
 
+import asyncio
+
 from aiohttp import web
 
 from manager_api.access import BucketAccess
@@ -87,7 +89,7 @@ class ManagerHandlers:
         """
         filename = _safe_filename(DEFAULT_ARCHIVE_FILENAME if body.filename is None else body.filename)
         selection = body.selection()
-        check_selection(selection)
+        await asyncio.to_thread(check_selection, selection)
         _refuse_unsupported(body)
         expires_in = self._lifetime(body)
         self._access.require_all(request[CALLER], selection)

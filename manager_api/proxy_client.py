@@ -38,7 +38,7 @@ class CallPolicy:
 
     connect_timeout: float = 5.0
     stat_timeout: float = 40.0
-    plan_timeout: float = 120.0
+    plan_timeout: float = 600.0
     retries: int = 2
     first_wait: float = 0.2
 

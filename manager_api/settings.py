@@ -39,7 +39,7 @@ class ProxyConnectionSettings(Section):
     rpc_connect_timeout_seconds: Seconds = 5.0
     rpc_timeout_seconds: Seconds = 40.0
     """For the description of one blob, retries included."""
-    rpc_plan_timeout_seconds: Seconds = 120.0
+    rpc_plan_timeout_seconds: Seconds = 600.0
     """For the plan of an archive, retries included."""
     rpc_max_connections: Annotated[int, Field(ge=1, le=10_000)] = 100
 

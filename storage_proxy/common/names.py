@@ -18,6 +18,7 @@ MAX_KEY_BYTES = 1024
 
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_DOTS = re.compile(r"(?:^|/)\.\.?(?:/|$)")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\\ud800-\udfff]")
 _UNPORTABLE = str.maketrans(dict.fromkeys('<>:"|?*', "_"))
 _RESERVED_STEMS = frozenset(
@@ -27,30 +28,19 @@ _RESERVED_STEMS = frozenset(
 
 
 def unsafe_reason(name: str) -> str | None:
-    """Why ``name`` (a key or an archive name given by a caller) is refused, or None when it is safe.
+    """Why ``name`` (an archive name given by a caller) is refused, or None when it is safe.
 
     One ``/`` at the end, a folder's, is allowed.
     """
-    if not name:
-        return "is empty"
-    try:
-        encoded = name.encode()
-    except UnicodeEncodeError:
-        return "contains a lone surrogate"
-    if len(encoded) > MAX_NAME_BYTES:
-        return f"is longer than {MAX_NAME_BYTES} bytes"
-    if _CONTROL.search(name):
-        return "contains a control character"
-    if "\\" in name:
-        return "contains a backslash"
-    if name.startswith("/") or _DRIVE.match(name):
+    if reason := _unsafe_text_reason(name, MAX_NAME_BYTES):
+        return reason
+    if _DRIVE.match(name):
         return "is absolute"
+    may_be_long = len(name) > MAX_PART_BYTES // 4  # characters of 4 bytes at the most
     for part in _parts(name):
         if part == "":
             return "contains an empty part"
-        if part in (".", ".."):
-            return "contains a . or .. part"
-        if len(encoded) > MAX_PART_BYTES and len(part.encode()) > MAX_PART_BYTES:
+        if may_be_long and len(part.encode()) > MAX_PART_BYTES:
             return f"contains a part longer than {MAX_PART_BYTES} bytes"
     return None
 
@@ -60,21 +50,25 @@ def unsafe_key_reason(key: str) -> str | None:
 
     Wider than a name: object stores hold keys with empty or long parts.
     """
-    if not key:
+    return _unsafe_text_reason(key, MAX_KEY_BYTES)
+
+
+def _unsafe_text_reason(text: str, max_bytes: int) -> str | None:
+    if not text:
         return "is empty"
     try:
-        encoded = key.encode()
+        size = len(text.encode())
     except UnicodeEncodeError:
         return "contains a lone surrogate"
-    if len(encoded) > MAX_KEY_BYTES:
-        return f"is longer than {MAX_KEY_BYTES} bytes"
-    if _CONTROL.search(key):
+    if size > max_bytes:
+        return f"is longer than {max_bytes} bytes"
+    if _CONTROL.search(text):
         return "contains a control character"
-    if "\\" in key:
+    if "\\" in text:
         return "contains a backslash"
-    if key.startswith("/"):
+    if text.startswith("/"):
         return "is absolute"
-    if any(part in (".", "..") for part in key.split("/")):
+    if _DOTS.search(text):
         return "contains a . or .. part"
     return None
 
@@ -116,10 +110,10 @@ def sanitized(name: str) -> str:
         name = f"{name[0]}_{name[2:]}"
     folder = "/" if name.endswith("/") and name != "/" else ""
     parts = ["_" if part in ("", ".", "..") else cut(part, MAX_PART_BYTES) for part in _parts(name)]
-    name = "/".join(parts)
-    if len(name.encode()) + len(folder) > MAX_NAME_BYTES:
-        name = cut(name, MAX_NAME_BYTES - len(folder)).rstrip("/") or "_"
-    return name + folder
+    size = sum(len(part.encode()) + 1 for part in parts)
+    while size > MAX_NAME_BYTES:  # too deep: the folders nearest to the file are left out
+        size -= len(parts.pop(-2).encode()) + 1
+    return "/".join(parts) + folder
 
 
 def portable(name: str) -> str:
@@ -161,10 +155,12 @@ def _parts(name: str) -> list[str]:
 
 
 def _portable_part(part: str) -> str:
-    part = part.translate(_UNPORTABLE)
-    if part.endswith((".", " ")):
-        part = part[:-1] + "_"
+    part = _without_trailing(part.translate(_UNPORTABLE))
     stem, dot, rest = part.partition(".")
     if stem.rstrip(" ").upper() in _RESERVED_STEMS:
-        part = f"{stem}_{dot}{rest}"
-    return cut(part, MAX_PART_BYTES)
+        part = _without_trailing(cut(f"{stem}_{dot}{rest}", MAX_PART_BYTES))
+    return part
+
+
+def _without_trailing(part: str) -> str:
+    return part[:-1] + "_" if part.endswith((".", " ")) else part

@@ -4,6 +4,7 @@ from http import HTTPStatus
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from storage_proxy.common.errors import FieldError, InvalidRequest, ServiceError, UnsafeName
 
@@ -50,12 +51,20 @@ def problem_of(error: ServiceError, request_id: str) -> dict[str, Any]:
 
 def field_errors(error: ValidationError) -> list[FieldError]:
     """What Pydantic found, without the input: at most `MAX_FIELD_ERRORS` fields."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return [{"loc": list(each["loc"]), "msg": each["msg"]} for each in found[:MAX_FIELD_ERRORS]]
+    return _fields(_found(error))
 
 
 def invalid_input(error: ValidationError) -> ServiceError:
     """Our error for input that a model refused; text that is no Unicode is an unsafe name."""
-    if any(each["type"] == "string_unicode" for each in error.errors(include_input=False)):
-        return UnsafeName("A text contains a lone surrogate", errors=field_errors(error))
-    return InvalidRequest(errors=field_errors(error))
+    found = _found(error)
+    if any(each["type"] == "string_unicode" for each in found):
+        return UnsafeName("A text contains a lone surrogate", errors=_fields(found))
+    return InvalidRequest(errors=_fields(found))
+
+
+def _found(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_url=False, include_context=False, include_input=False)
+
+
+def _fields(found: list[ErrorDetails]) -> list[FieldError]:
+    return [{"loc": list(each["loc"]), "msg": each["msg"]} for each in found[:MAX_FIELD_ERRORS]]

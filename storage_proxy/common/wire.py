@@ -70,7 +70,7 @@ class ArchiveSelection(Wire):
     """What goes into an archive, and how: exactly one of ``entries``, ``prefix`` and ``run_id`` selects."""
 
     bucket: BucketName = DEFAULT_BUCKET
-    entries: Annotated[list[SelectedBlob], Field(min_length=1)] | None = Field(
+    entries: Annotated[list[SelectedBlob], Field(min_length=1, fail_fast=True)] | None = Field(
         default=None, description="These blobs. An entry's name is by default its key, its bucket the one above."
     )
     prefix: str | None = Field(default=None, description="Every blob under it: empty, or ends in /.")

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from storage_proxy.common.errors import DuplicateName
 from storage_proxy.common.names import folded, numbered
 
+_WIDEST_NUMBER = 9_999_999
+
 
 class ArchiveNames:
     """Assigns names in the entries' order, once ``note_folders`` has seen every wanted name."""
@@ -37,7 +39,7 @@ class ArchiveNames:
             return wanted
         if not (rename or self._rename):
             raise DuplicateName(errors=[{"loc": ["entries"], "msg": f"two entries are named {wanted}"}])
-        form = folded(wanted)
+        form = folded(numbered(wanted, _WIDEST_NUMBER))  # the same for long names that are the same once cut
         number = self._next_number.get(form, 2)
         while not self._take(name := numbered(wanted, number)):
             number += 1

@@ -4,8 +4,10 @@ The law: an entry that is streamed whole is compared with its CRC-32 before its 
 that ends cleanly is right.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Self
 
 from isal.isal_zlib import crc32
@@ -19,25 +21,44 @@ from storage_proxy.formats.zip_block import ZipBlock
 
 _COALESCED_BYTES = 64 << 10
 
-Heal = Callable[[], bool]
+_MAX_FRAMING_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a body is: ``has_content`` once a blob has been opened for it, ``begun`` once its headers may be sent."""
+
+    has_content: bool = False
+    begun: bool = False
 
 
 class Body:
     """The bytes of one response, begun before its headers are sent."""
 
-    def __init__(self, make: Callable[[Heal], AsyncGenerator[Chunk, None]]) -> None:
-        """``make`` gives the chunks; the function it is given says whether the body has begun."""
-        self._chunks = make(self._has_begun)
-        self._first: Chunk = b""
-        self._begun = False
+    def __init__(self, make: Callable[[Progress], AsyncGenerator[Chunk, None]]) -> None:
+        """``make`` gives the chunks and keeps the progress it is given."""
+        self._progress = Progress()
+        self._chunks = make(self._progress)
+        self._first: list[Chunk] = []
 
     async def begin(self) -> None:
-        """Get the first bytes; what fails here can still be told. A later failure has to abort."""
-        self._first = await anext(self._chunks, b"")
-        self._begun = True
+        """Open the first blob that the body needs; what fails here can still be told. A later failure has to abort.
+
+        Framing before it is held back, up to 8 MiB.
+        """
+        held = 0
+        while not self._progress.has_content and held < _MAX_FRAMING_BYTES:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                break
+            self._first.append(chunk)
+            held += len(chunk)
+        self._progress.begun = True
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        yield self._first
+        for chunk in self._first:
+            yield chunk
+        self._first.clear()
         async for chunk in self._chunks:
             yield chunk
 
@@ -47,29 +68,26 @@ class Body:
     async def __aexit__(self, *_: object) -> None:
         await self._chunks.aclose()
 
-    def _has_begun(self) -> bool:
-        return self._begun
-
 
 async def blob_bytes(
-    sources: Sources, pin: Pin, crc: int | None, start: int, stop: int, heal: Heal
+    sources: Sources, pin: Pin, crc: int | None, start: int, stop: int, progress: Progress
 ) -> AsyncGenerator[Chunk, None]:
     """Bytes ``start`` to ``stop`` of a blob."""
     learned: dict[int, int] = {}
-    async with aclosing(
-        _checked(sources.read(pin, start, stop, heal=heal), 0, pin.size, crc, start, learned)
-    ) as chunks:
+    read = sources.read(pin, start, stop, heal=lambda: progress.begun)
+    async with aclosing(_checked(read, 0, pin.size, crc, start, learned)) as chunks:
         async for chunk in chunks:
+            progress.has_content = True
             yield chunk
 
 
 class ArchiveBody:
     """A slice of a planned zip. CRC-32s that the plan does not know are learned on the way to where they are needed."""
 
-    def __init__(self, archive: PlannedZip, sources: Sources, heal: Heal) -> None:
+    def __init__(self, archive: PlannedZip, sources: Sources, progress: Progress) -> None:
         self._archive = archive
         self._sources = sources
-        self._heal = heal
+        self._progress = progress
         self._learned: dict[int, int] = {}
 
     async def chunks(self, start: int, stop: int) -> AsyncGenerator[Chunk, None]:
@@ -104,6 +122,8 @@ class ArchiveBody:
             for segment in slice_of(begin, end, self._learned.__getitem__):
                 if isinstance(segment, Framing):
                     yield segment.render()
+                    if segment.length >= _COALESCED_BYTES // 2:
+                        await asyncio.sleep(0)  # rendering much takes milliseconds: let others have their turn
                     continue
                 async with aclosing(self._content(block, *segment)) as chunks:
                     async for chunk in chunks:
@@ -117,13 +137,15 @@ class ArchiveBody:
             while start < stop:
                 text = await self._archive.own_text(start, stop)
                 start += len(text)
+                self._progress.has_content = True
                 yield text
             return
         pin = Pin(entry.bucket, entry.key, entry.etag, entry.size)
-        read = self._sources.read(pin, start, stop, heal=self._heal)
+        read = self._sources.read(pin, start, stop, heal=lambda: self._progress.begun)
         try:
             async with aclosing(_checked(read, index, entry.size, entry.crc32, start, self._learned)) as chunks:
                 async for chunk in chunks:
+                    self._progress.has_content = True
                     yield chunk
         except BlobNotFound as error:
             raise BlobChanged from error

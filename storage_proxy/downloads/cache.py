@@ -37,6 +37,8 @@ class BytesBoundedCache(Generic[_Value]):
 
     def put(self, key: Hashable, value: _Value) -> None:
         """Keep ``value``, and let go of others until the bound holds."""
+        if value.nbytes > self._max_bytes:
+            return
         if (old := self._values.pop(key, None)) is not None:
             self.nbytes -= old.nbytes
         self._values[key] = value

@@ -28,6 +28,9 @@ from storage_proxy.stores.port import BlobStat, BlobStore, PresignsDownloads
 
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 REDIRECT_SECONDS = 60
+INLINE_CRC32_BYTES = 64 << 20
+"""What each request for files that a token lists itself may read to know their CRC-32s: little, and by size alone, so
+that every request comes to the same archive."""
 
 Presign = Callable[[str, str], Awaitable[str]]
 """From a Content-Disposition and a Content-Type to a URL that answers with them."""
@@ -118,7 +121,7 @@ class Downloads:
             entries=head.plan.entries,
             ranges=not head.plan.unknown_crcs,
             pinned=True,
-            body=lambda start, stop: Body(lambda heal: ArchiveBody(archive, self._sources, heal).chunks(start, stop)),
+            body=lambda start, stop: Body(lambda body: ArchiveBody(archive, self._sources, body).chunks(start, stop)),
         )
 
     async def _planned(self, grant: ArchiveGrant) -> PlannedZip:
@@ -129,7 +132,7 @@ class Downloads:
             entries=[SelectedBlob(key=file.key, name=file.name) for file in grant.files or ()],
             on_missing=grant.on_missing or OnMissing.FAIL,
         )
-        plan = await self._planner.plan(selection)
+        plan = await self._planner.plan(selection, crc32_read_bytes=INLINE_CRC32_BYTES)
         return in_memory(plan.manifest, self._cache)
 
     def _presign(self, grant: BlobGrant, store: BlobStore) -> Presign | None:

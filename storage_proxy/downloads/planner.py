@@ -4,8 +4,9 @@ The law: everything that can be refused is refused here, before any byte is prom
 entries.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from isal.isal_zlib import crc32
@@ -28,6 +29,7 @@ _DOES_NOT_EXIST = "does not exist"
 _EARLIEST = 315_532_800  # 1980-01-01, the beginning of a zip's time
 _BATCH = 1024
 _CRC_BATCH = 64
+_TURN = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,8 @@ class ArchivePlanner:
         self._buckets = buckets
         self._limits = limits
 
-    async def plan(self, selection: ArchiveSelection) -> Plan:
-        """The archive of ``selection`` as it is now.
+    async def plan(self, selection: ArchiveSelection, *, crc32_read_bytes: int | None = None) -> Plan:
+        """The archive of ``selection`` as it is now; ``crc32_read_bytes`` lowers the limit of that name.
 
         Raises `InvalidRequest`, `UnsafeName`, `SelectionTooLarge`, `BucketNotFound`, `BlobNotFound` (with every
         missing key), `DuplicateName`, and as the stores do.
@@ -63,8 +65,11 @@ class ArchivePlanner:
         _refuse_unsupported(selection)
         if len(selection.entries or ()) > self._limits.max_entries:
             raise _too_large(self._limits.max_entries)
-        check_selection(selection)
-        return await _Planning(self._buckets, self._limits, selection).run()
+        await asyncio.to_thread(check_selection, selection)
+        limits = self._limits
+        if crc32_read_bytes is not None:
+            limits = replace(limits, crc32_read_bytes=min(crc32_read_bytes, limits.crc32_read_bytes))
+        return await _Planning(self._buckets, limits, selection).run()
 
 
 class _Planning:
@@ -75,7 +80,7 @@ class _Planning:
         self._limits = limits
         self._selection = selection
         self._names = ArchiveNames(rename=selection.on_duplicate is OnDuplicate.RENAME)
-        self._missing: list[tuple[int, str]] = []
+        self._missing: list[tuple[list[str | int], str]] = []
         self._latest = _EARLIEST
 
     async def run(self) -> Plan:
@@ -87,7 +92,9 @@ class _Planning:
         manifest = ManifestBuilder()
         budget = CrcBudget(max_bytes=self._limits.crc32_read_bytes, seconds=self._limits.crc32_seconds)
         for block in wanted:
-            for entry in await self._with_crcs(block, budget):
+            for row, entry in enumerate(await self._with_crcs(block, budget)):
+                if not row % _TURN:
+                    await asyncio.sleep(0)  # a block takes tens of milliseconds: let others have their turn
                 _add(manifest, builder.add(entry._replace(name=self._names.assign(entry.name))))
                 self._latest = max(self._latest, entry.last_modified)
         self._refuse_missing()
@@ -133,7 +140,7 @@ class _Planning:
                     continue
                 seen.add((bucket, each.key, name))
                 if stat is None:
-                    self._missing.append((index, each.key))
+                    self._missing.append((["entries", index, "key"], each.key))
                 else:
                     yield self._entry(stat, bucket, name)
 
@@ -184,15 +191,13 @@ class _Planning:
 
         found: dict[int, Entry | None] = {}
         await map_bounded(self._limits.parallel_requests, ask, rows)
-        self._missing += [(row, entries[row].key) for row, entry in found.items() if entry is None]
+        self._missing += [(["prefix"], entries[row].key) for row in rows if found.get(row, entries[row]) is None]
         current = (found.get(row, entry) for row, entry in enumerate(entries))
         return [entry for entry in current if entry is not None]
 
     def _refuse_missing(self) -> None:
         if self._missing and self._selection.on_missing is OnMissing.FAIL:
-            errors: list[FieldError] = [
-                {"loc": ["entries", index, "key"], "msg": _DOES_NOT_EXIST, "key": key} for index, key in self._missing
-            ]
+            errors: list[FieldError] = [{"loc": loc, "msg": _DOES_NOT_EXIST, "key": key} for loc, key in self._missing]
             raise BlobNotFound(f"{len(errors)} of the selected blobs do not exist", errors=errors)
 
     def _missing_entry(self, text: bytes) -> Entry:

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from email.utils import formatdate
 
@@ -125,7 +124,7 @@ class ClientHandlers:
         claims: BlobClaims | ArchiveClaims,
         represent: Callable[[], Awaitable[Representation]],
     ) -> web.StreamResponse:
-        with self._slots.taken(claims.jti) if request.method == hdrs.METH_GET else nullcontext():
+        with self._slots.taken(claims.jti):
             try:
                 return await self._respond(request, claims, await represent())
             except BlobChanged:
@@ -193,7 +192,8 @@ class ClientHandlers:
             abort(request)
         finally:
             self._metrics.active.dec()
-            self._finished(request, response, claims, transfer, time.monotonic() - began)
+            if response.prepared:  # else nothing of it was seen but an error
+                self._finished(request, claims, transfer, time.monotonic() - began)
 
     async def _write(
         self,
@@ -207,6 +207,8 @@ class ClientHandlers:
         await response.prepare(request)
         if request.transport is None:
             raise ConnectionResetError
+        # Drained means empty: what counts as sent has left this process, and no chunk is overwritten while it waits.
+        request.transport.set_write_buffer_limits(high=0)
         with StallWatch(request.transport, self._stall_seconds) as transfer.watch:
             async for chunk in body:
                 transfer.watch.written += len(chunk)
@@ -217,16 +219,15 @@ class ClientHandlers:
     def _finished(
         self,
         request: web.Request,
-        response: web.StreamResponse,
         claims: BlobClaims | ArchiveClaims,
         transfer: _Transfer,
         seconds: float,
     ) -> None:
         self._metrics.finished.labels(claims.op, transfer.outcome).inc()
         self._metrics.seconds.labels(claims.op).observe(seconds)
-        if transfer.outcome != "complete" and response.prepared:
+        if transfer.outcome != "complete":
             self._metrics.aborted.labels(transfer.outcome).inc()
-        request[LOGGED] = response.prepared
+        request[LOGGED] = True
         _log.info(
             "download",
             extra={
@@ -235,7 +236,7 @@ class ClientHandlers:
                 "op": str(claims.op),
                 "entries": transfer.entries,
                 "bytes": transfer.written,
-                "status": transfer.status if response.prepared else None,
+                "status": transfer.status,
                 "seconds": round(seconds, 3),
                 "outcome": transfer.outcome,
             },
@@ -251,7 +252,7 @@ def _headers(what: Representation) -> dict[str, str]:
         hdrs.CONTENT_TYPE: what.content_type,
         hdrs.CONTENT_DISPOSITION: content_disposition(what.disposition, what.filename),
         "ETag": what.etag,
-        hdrs.LAST_MODIFIED: formatdate(what.last_modified, usegmt=True),
+        hdrs.LAST_MODIFIED: formatdate(min(what.last_modified, time.time()), usegmt=True),
         hdrs.ACCEPT_RANGES: "bytes" if what.ranges else "none",
         hdrs.CACHE_CONTROL: "private, no-store",
         hdrs.REFERRER_POLICY: "no-referrer",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from storage_proxy.common.names import RESERVED_PREFIX
 from storage_proxy.stores.local_tree import TEMPORARIES, Parts, Tree, etag_of, is_absent, is_part
-from storage_proxy.stores.port import BlobStat
+from storage_proxy.stores.port import BlobStat, whole_seconds
 
 PAGE = 1000
 """Blobs in a page, at most."""
@@ -32,7 +32,7 @@ def folder_marker(path: bytes, status: os.stat_result) -> BlobStat:
         key=path.decode("utf-8", "surrogateescape"),
         size=0,
         etag=FOLDER_ETAG,
-        last_modified=status.st_mtime_ns // 10**9,
+        last_modified=whole_seconds(status.st_mtime_ns // 10**9),
     )
 
 
@@ -41,7 +41,7 @@ def file_stat(key: str, status: os.stat_result, content_type: str | None = None)
         key=key,
         size=status.st_size,
         etag=etag_of(status),
-        last_modified=status.st_mtime_ns // 10**9,
+        last_modified=whole_seconds(status.st_mtime_ns // 10**9),
         content_type=content_type,
     )
 

@@ -27,6 +27,14 @@ class BlobStat:
     crc32: int | None = None
 
 
+_LAST_MOMENT = 253_402_300_799  # 9999-12-31, the last day that HTTP and RFC 3339 can write
+
+
+def whole_seconds(moment: float) -> int:
+    """A ``last_modified`` from whatever a store says: what lies beyond the years 1970 to 9999 is drawn to them."""
+    return int(min(max(moment, 0), _LAST_MOMENT))
+
+
 class BlobReader(Protocol):
     """The bytes of an open range, in order.
 

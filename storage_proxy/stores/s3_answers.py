@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from storage_proxy.common.errors import BlobChanged, StorageError
-from storage_proxy.stores.port import BlobStat
+from storage_proxy.stores.port import BlobStat, whole_seconds
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef, ObjectTypeDef
@@ -53,7 +53,7 @@ def stat_of_head(key: str, head: "HeadObjectOutputTypeDef", crc32: int | None) -
         key=key,
         size=head["ContentLength"],
         etag=quoted(head["ETag"]),
-        last_modified=int(head["LastModified"].timestamp()),
+        last_modified=whole_seconds(head["LastModified"].timestamp()),
         content_type=head.get("ContentType") or None,
         content_encoding=",".join(part for part in encodings if part not in {"", "aws-chunked"}) or None,
         crc32=crc32,
@@ -65,7 +65,7 @@ def stat_of_listed(key: str, item: "ObjectTypeDef") -> BlobStat:
         key=key,
         size=item["Size"],
         etag=quoted(item["ETag"]),
-        last_modified=int(item["LastModified"].timestamp()),
+        last_modified=whole_seconds(item["LastModified"].timestamp()),
     )
 
 

@@ -49,6 +49,8 @@ def translated(operation: str) -> Iterator[None]:
     except ReadTimeoutError as error:
         raise StorageTimeout(f"The storage did not answer {operation} in time") from error
     except (ConnectTimeoutError, BotoConnectionError, HTTPClientError) as error:
+        if isinstance(error.kwargs.get("error"), ValueError):  # the answer came, and a header of it is no text
+            raise StorageError(f"The storage's answer to {operation} makes no sense") from error
         raise StorageUnavailable(f"The storage cannot be reached for {operation}") from error
     except (BotoCoreError, ResponseParserError, ValueError, KeyError) as error:
         raise StorageError(f"The storage's answer to {operation} makes no sense ({type(error).__name__})") from error

@@ -3,6 +3,7 @@ import pytest
 from aiohttp import web
 from pydantic import BaseModel
 
+from storage_proxy.common.service import endpoints
 from storage_proxy.common.service.endpoints import endpoint, endpoints_of
 from storage_proxy.common.service.listener import Listener
 
@@ -125,3 +126,11 @@ class Claiming:
 def test_a_handler_that_asks_for_what_there_is_not_is_refused_at_start(handlers: object) -> None:
     with pytest.raises(TypeError, match="asks for"):
         endpoints_of(handlers)
+
+
+async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(
+    client: aiohttp.ClientSession, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "MAX_JSON_VALUES", 1000)
+    status, problem = await posted(client, url, b'{"text": "a", "number": [' + b"1," * 1100 + b"1]}")
+    assert (status, problem["code"]) == (413, "payload-too-large")

@@ -150,3 +150,19 @@ def test_names_fold_by_case_and_composition() -> None:
     assert folded("Grüße") == folded("GRU\u0308SSE")
     assert folded("A.TXT") == folded("a.txt")
     assert folded("a") != folded("b")
+
+
+def test_a_name_that_is_too_deep_keeps_its_file_and_no_part_is_cut_into_dots() -> None:
+    deep = "/".join(["ab"] * 1364) + "/..x"
+    name = sanitized(deep)
+    assert unsafe_reason(name) is None
+    assert name.startswith("ab/ab/")
+    assert name.endswith("/..x")
+
+
+@pytest.mark.parametrize("name", ["CON." + "a" * 249 + ".b", "NUL." + "é" * 124 + " x"])
+def test_a_long_reserved_name_stays_portable_when_it_is_cut(name: str) -> None:
+    once = portable(name)
+    assert not once.endswith((".", " "))
+    assert portable(once) == once
+    assert len(once.encode()) <= 255

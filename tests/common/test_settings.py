@@ -210,3 +210,23 @@ def test_a_listen_address_is_host_and_port(text: str, expected: tuple[str, int])
 def test_anything_else_is_no_listen_address(text: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         parse_listen(text)
+
+
+def test_the_environment_may_give_a_secret_that_the_file_reads_from_a_file_and_the_other_way_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text(f"{STRONG}-from-file\n")
+    from_file = f'[shelves.a]\nkind = "shelf"\nsecret_file = "{tmp_path}/secret"\n{TOKENS}'
+    secret = load(tmp_path, from_file).shelves["a"].secret
+    assert secret is not None
+    assert secret.get_secret_value() == f"{STRONG}-from-file"
+    monkeypatch.setenv("TEST_HOUSE__SHELVES__A__SECRET", f"{STRONG}-from-environment")
+    secret = load(tmp_path, from_file).shelves["a"].secret
+    assert secret is not None
+    assert secret.get_secret_value() == f"{STRONG}-from-environment"
+    monkeypatch.delenv("TEST_HOUSE__SHELVES__A__SECRET")
+    monkeypatch.setenv("TEST_HOUSE__SHELVES__A__SECRET_FILE", f"{tmp_path}/secret")
+    direct = f'[shelves.a]\nkind = "shelf"\nsecret = "{STRONG}"\n{TOKENS}'
+    secret = load(tmp_path, direct).shelves["a"].secret
+    assert secret is not None
+    assert secret.get_secret_value() == f"{STRONG}-from-file"

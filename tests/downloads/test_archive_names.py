@@ -89,3 +89,18 @@ def test_no_two_names_meet_on_any_file_system(wanted: list[str]) -> None:
     assert not set(files) & (set(folders) | parents)
     assert all(unsafe_reason(name) is None for name in names)
     assert assigned(*wanted) == names
+
+
+def test_many_long_names_that_are_one_when_cut_are_told_apart_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    take = ArchiveNames._take
+
+    def counted(self: ArchiveNames, name: str) -> bool:
+        nonlocal steps
+        steps += 1
+        return take(self, name)
+
+    monkeypatch.setattr(ArchiveNames, "_take", counted)
+    wanted = [f"{'x' * 249}{index:06}" for index in range(2000) for _ in range(2)]
+    assert len(set(assigned(*wanted))) == len(wanted)
+    assert steps < 3 * len(wanted)

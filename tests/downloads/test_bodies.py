@@ -66,7 +66,7 @@ async def collect(body: Body) -> bytes:
 
 
 def archive_body(archive: PlannedZip, store: ScriptedStore, start: int, stop: int) -> Body:
-    return Body(lambda heal: ArchiveBody(archive, sources(store), heal).chunks(start, stop))
+    return Body(lambda body: ArchiveBody(archive, sources(store), body).chunks(start, stop))
 
 
 contents = st.lists(st.binary(max_size=60), min_size=1, max_size=8)
@@ -115,14 +115,14 @@ async def test_a_source_that_breaks_is_resumed_unseen(files: list[bytes], data: 
 
 async def test_a_source_is_reopened_at_its_offset_with_its_etag() -> None:
     store = ScriptedStore({"k": Blob(b"0123456789", '"e"')}, [(4, StorageUnavailable()), (3, StorageUnavailable())])
-    body = Body(lambda heal: blob_bytes(sources(store), Pin("default", "k", '"e"', 10), None, 0, 10, heal))
+    body = Body(lambda body: blob_bytes(sources(store), Pin("default", "k", '"e"', 10), None, 0, 10, body))
     assert await collect(body) == b"0123456789"
     assert store.opened == [("k", 0, 10, '"e"'), ("k", 4, 10, '"e"'), ("k", 7, 10, '"e"')]
 
 
 async def test_a_source_that_stays_broken_fails_after_a_bounded_number_of_tries() -> None:
     store = ScriptedStore({"k": Blob(b"0123456789")}, [(4, StorageUnavailable())] + [(-1, StorageUnavailable())] * 50)
-    body = Body(lambda heal: blob_bytes(sources(store), Pin("default", "k", '"v1"', 10), None, 0, 10, heal))
+    body = Body(lambda body: blob_bytes(sources(store), Pin("default", "k", '"v1"', 10), None, 0, 10, body))
     with pytest.raises(StorageUnavailable):
         await collect(body)
     assert len(store.opened) == 1 + QUICK.attempts
@@ -131,7 +131,7 @@ async def test_a_source_that_stays_broken_fails_after_a_bounded_number_of_tries(
 
 async def test_before_the_first_byte_a_failure_is_told_at_once() -> None:
     store = ScriptedStore({"k": Blob(b"0123456789")}, [(-1, StorageUnavailable())])
-    body = Body(lambda heal: blob_bytes(sources(store), Pin("default", "k", '"v1"', 10), None, 0, 10, heal))
+    body = Body(lambda body: blob_bytes(sources(store), Pin("default", "k", '"v1"', 10), None, 0, 10, body))
     async with body:
         with pytest.raises(StorageUnavailable):
             await body.begin()
@@ -141,7 +141,7 @@ async def test_before_the_first_byte_a_failure_is_told_at_once() -> None:
 @pytest.mark.parametrize("change", ["replaced", "vanished"])
 async def test_a_blob_that_changes_while_it_is_healed_is_never_mixed(change: str) -> None:
     store = ScriptedStore({"k": Blob(b"0123456789", '"e"')}, [(4, StorageUnavailable())])
-    body = Body(lambda heal: blob_bytes(sources(store), Pin("default", "k", '"e"', 10), None, 0, 10, heal))
+    body = Body(lambda body: blob_bytes(sources(store), Pin("default", "k", '"e"', 10), None, 0, 10, body))
     received = b""
     with pytest.raises(ServiceError):
         async with body:
@@ -184,7 +184,7 @@ async def test_content_that_contradicts_its_crc_never_ends_cleanly() -> None:
 
 async def test_a_blob_whose_crc_is_known_is_compared_with_it() -> None:
     store = ScriptedStore({"k": Blob(b"0123456789")}, chunk=4)
-    body = Body(lambda heal: blob_bytes(sources(store), Pin("default", "k", '"v1"', 10), 0xBAD, 0, 10, heal))
+    body = Body(lambda body: blob_bytes(sources(store), Pin("default", "k", '"v1"', 10), 0xBAD, 0, 10, body))
     received = b""
     with pytest.raises(StorageError):
         async with body:

@@ -1,10 +1,13 @@
 """Planning archives: against real local files where files matter, a scripted store (a fake) where counting does."""
 
+import asyncio
 import os
 import zlib
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from storage_proxy.common.errors import (
     BlobNotFound,
@@ -22,6 +25,7 @@ from storage_proxy.downloads.manifests import in_memory
 from storage_proxy.downloads.planner import ArchivePlanner, Plan, PlanLimits
 from storage_proxy.formats.entries import Entry
 from storage_proxy.stores.local import LocalBlobStore
+from storage_proxy.stores.port import BlobStat
 from tests.support.scripted_store import Blob, ScriptedStore
 
 
@@ -208,3 +212,30 @@ async def test_a_name_that_is_not_utf_8_is_made_safe(tmp_path: Path) -> None:
     (entry,) = await entries(planned)
     assert entry.name == "bad-_.txt"
     assert os.fsencode(entry.key) == b"bad-\xff.txt"
+
+
+async def test_blobs_that_vanish_after_the_listing_are_missing_in_the_order_of_their_keys() -> None:
+    class Vanishing(ScriptedStore):
+        async def stat(self, key: str) -> BlobStat | None:
+            for _ in range(hash(key) % 7):
+                await asyncio.sleep(0)
+            return None if self.listed and key[-1] in "13579" else await super().stat(key)
+
+        async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[BlobStat]]:
+            self.listed = False
+            async for page in super().list(prefix, start_after=start_after):
+                self.listed = True
+                yield page
+
+    store = Vanishing(fake(*(f"p/{index:02}" for index in range(40))).blobs)
+    planned = await plan(store, {"prefix": "p/", "on_missing": "skip"})
+    assert [skipped.key for skipped in planned.skipped] == [f"p/{index:02}" for index in range(1, 40, 2)]
+    with pytest.raises(BlobNotFound) as caught:
+        await plan(store, {"prefix": "p/"})
+    assert caught.value.errors[0] == {"loc": ["prefix"], "msg": "does not exist", "key": "p/01"}
+
+
+def test_a_list_of_wrong_things_is_refused_at_its_first() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ArchiveSelection.model_validate({"entries": [1] * 50_000})
+    assert caught.value.error_count() == 1

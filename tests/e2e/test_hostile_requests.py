@@ -302,6 +302,21 @@ async def test_a_body_of_50_mb_is_too_large(ground: Ground, path: str) -> None:
     await ground.works()
 
 
+async def test_a_body_of_exactly_50_mb_is_refused_at_its_place(ground: Ground) -> None:
+    for path, start, end in (
+        ("/v1/tokens/blob", b'{"key": "', b'"}'),
+        ("/v1/tokens/archive", b'{"prefix": "', b'/"}'),
+        ("/v1/tokens/archive", b'{"entries": [{"key": "a", "name": "', b'"}]}'),
+        ("/v1/tokens/archive", b'{"prefix": "", "subject": "', b'"}'),
+        ("/v1/tokens/archive", b'{"prefix": "", "x": [' + b"[],", b"0]}"),
+    ):
+        body = start + b" " * (50_000_000 - len(start) - len(end)) + end
+        answer = await ground.ask("POST", ground.manager + path, body=body)
+        problem = answer.problem()
+        assert answer.status in (400, 413), problem
+        assert problem["errors"], problem
+
+
 async def test_a_body_of_50_mb_is_refused_without_being_read(ground: Ground) -> None:
     head = ["Content-Type: application/json", f"Authorization: Bearer {API_KEY}", "Content-Length: 52428800"]
     answer = await exchange(ground.manager, request("POST", "/v1/tokens/archive", *head) + b"{" * 1000)

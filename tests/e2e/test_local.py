@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import signal
+import socket
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -202,3 +203,23 @@ async def test_an_unready_process_still_accepts_while_balancers_learn_of_it(tmp_
         status, body, _ = await fetch(minted["url"])
         assert (status, len(body)) == (200, 5 * MIB)
         assert await proxy.stop() == 0  # a second signal ends the wait
+
+
+async def test_what_a_slow_client_has_not_taken_yet_outlives_the_drain(two: Service, root: Path) -> None:
+    (root / "three.bin").write_bytes(os.urandom(3 * MIB))
+    minted = await two.mint("blob", {"key": "three.bin"})
+    proxy, loop = two.proxies[0], asyncio.get_running_loop()
+    host, port = two.client_urls[0].removeprefix("http://").split(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
+        client.setblocking(False)
+        await loop.sock_connect(client, (host, int(port)))
+        path = minted["url"].removeprefix(two.client_urls[0])
+        await loop.sock_sendall(client, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        received = await loop.sock_recv(client, 1000)
+        stopping = asyncio.create_task(proxy.stop())
+        while chunk := await loop.sock_recv(client, 64 << 10):
+            received += chunk
+            await asyncio.sleep(0.002)
+    assert await stopping == 0
+    assert received.partition(b"\r\n\r\n")[2] == (root / "three.bin").read_bytes()

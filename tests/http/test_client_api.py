@@ -8,6 +8,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import AsyncIterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import aiohttp
@@ -372,3 +373,30 @@ async def test_metrics_count_what_went_out(proxy: RunningProxy) -> None:
     assert await proxy.metric("storage_proxy_download_bytes_total") == len(CONTENT)
     assert await proxy.metric("storage_proxy_downloads_total") == 1
     assert await proxy.metric("storage_proxy_download_seconds_count") == 1
+
+
+async def test_much_framing_before_the_first_blob_hides_no_change(proxy: RunningProxy, root: Path) -> None:
+    for index in range(1500):
+        (root / f"deep/a{index:04}").mkdir(parents=True)
+    (root / "deep/z.bin").write_bytes(b"as it was")
+    url = await proxy.archive_url({"prefix": "deep/"})
+    async with proxy.http.get(url) as answer:
+        assert answer.status == 200
+        assert len(await answer.read()) > 128 << 10
+    (root / "deep/z.bin").write_bytes(b"changed")
+    assert await get_problem(proxy, url) == (410, "blob-changed")
+
+
+async def test_files_that_a_token_lists_are_the_same_archive_at_every_request(proxy: RunningProxy) -> None:
+    grant = ArchiveGrant(bucket="default", filename="a.zip", files=(InlineFile(key="a/big.bin"),))
+    answers = await asyncio.gather(*(proxy.http.head(proxy.url(grant)) for _ in range(8)))
+    seen = {(answer.headers["ETag"], answer.headers["Content-Length"]) for answer in answers}
+    assert len(seen) == 1
+
+
+async def test_a_time_in_the_future_is_not_told_as_such(proxy: RunningProxy, root: Path) -> None:
+    os.utime(root / "a/big.bin", (time.time() + 10**6,) * 2)
+    async with proxy.http.get(proxy.url(blob_grant("a/big.bin"))) as answer:
+        assert answer.status == 200
+        modified = parsedate_to_datetime(answer.headers["Last-Modified"])
+        assert modified <= parsedate_to_datetime(answer.headers["Date"])

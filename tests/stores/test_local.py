@@ -24,7 +24,7 @@ from storage_proxy.common.errors import (
     StorageUnavailable,
 )
 from storage_proxy.stores.local import LocalBlobStore
-from storage_proxy.stores.port import BlobStore, ReadsCrc32
+from storage_proxy.stores.port import BlobStore, ReadsCrc32, whole_seconds
 from tests.support.blobs import found, list_all, list_keys, read_all, read_range
 
 CHUNK = 4096
@@ -552,3 +552,8 @@ async def test_the_store_has_the_abilities_it_says(store: LocalBlobStore) -> Non
 async def test_a_page_of_a_listing_never_knows_type_or_crc32(store: LocalBlobStore, root: Path) -> None:
     (root / "a.txt").write_bytes(b"1")
     assert [(blob.content_type, blob.crc32) for blob in await list_all(store)] == [(None, None)]
+
+
+@pytest.mark.parametrize(("moment", "told"), [(-5, 0), (0, 0), (1.9, 1), (10**12, 253_402_300_799)])
+def test_a_time_that_nobody_can_write_is_drawn_to_one_that_can_be(moment: float, told: int) -> None:
+    assert whole_seconds(moment) == told

@@ -22,12 +22,16 @@ from storage_proxy.common.errors import (
     UnsupportedMediaType,
 )
 from storage_proxy.common.problems import invalid_input
+from storage_proxy.common.service.expectations import send_continue
 from storage_proxy.common.tokens import Claims
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ClaimsOf = Callable[[web.Request], Claims]
 
 _Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
+MAX_JSON_VALUES = 2_000_000
+"""Commas and brackets of a body: enough for 500,000 entries with key, name and bucket."""
+
 _MARK = "__endpoint__"
 _MODELLED = ("body", "query", "path", "claims")
 
@@ -132,7 +136,7 @@ def _from_json(model: type[BaseModel], body: bytes) -> BaseModel:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        if error.errors()[0]["type"] != "json_invalid":
+        if error.error_count() > 1 or error.errors(include_input=False)[0]["type"] != "json_invalid":
             raise
         # Pydantic's parser calls a lone surrogate invalid JSON; the contract calls it an unsafe name.
         try:
@@ -149,10 +153,15 @@ async def _json_body(request: web.Request) -> bytes:
         raise UnsupportedMediaType("A compressed request body is not accepted")
     if (request.content_length or 0) > request.client_max_size:
         raise PayloadTooLarge
+    await send_continue(request)
     try:
-        return await request.read()
+        body = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise PayloadTooLarge from None
+    # A value in memory is up to 45 times as large as its text, so their number is bounded, too.
+    if sum(body.count(mark) for mark in b",[{") > MAX_JSON_VALUES:
+        raise PayloadTooLarge("The request body holds too many values")
+    return body
 
 
 def single_values(query: MultiMapping[str]) -> dict[str, str]:

@@ -4,14 +4,17 @@ The law: nothing a client sends is logged as it came, and nothing it sends is an
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.typedefs import Middleware
 from aiohttp.web_protocol import RequestHandler
 
 from storage_proxy.common.errors import HeadersTooLarge, Internal, InvalidRequest, ServiceError
+from storage_proxy.common.service.expectations import remember, without_expect
 from storage_proxy.common.service.middleware import (
     REQUEST_ID_HEADER,
     InFlight,
@@ -85,10 +88,21 @@ class _Runner(web.AppRunner):
         made = await super()._make_server()
         return _Server(
             made.request_handler,
-            request_factory=made.request_factory,
+            request_factory=_without_expectations(made.request_factory),
             handler_cancellation=made.handler_cancellation,
             **made._kwargs,  # noqa: SLF001 aiohttp has no other way to choose the protocol class
         )
+
+
+def _without_expectations(factory: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    def make(message: RawRequestMessage, *others: Any) -> web.BaseRequest:
+        message, expects_continue = without_expect(message)
+        request = factory(message, *others)
+        if expects_continue:
+            remember(request)
+        return request
+
+    return make
 
 
 class _Server(web.Server):

@@ -50,7 +50,7 @@ def problem_response(error: ServiceError, request_id: str) -> web.Response:
         headers.setdefault(hdrs.WWW_AUTHENTICATE, "Bearer")
     if error.retry_after is not None:
         headers[hdrs.RETRY_AFTER] = str(error.retry_after)
-    body = json.dumps(problem_of(error, request_id), ensure_ascii=True).encode()
+    body = json.dumps(problem_of(error, request_id), ensure_ascii=False).encode(errors="backslashreplace")
     return web.Response(status=error.status_hint, body=body, content_type=PROBLEM_CONTENT_TYPE, headers=headers)
 
 

@@ -108,6 +108,28 @@ def _at(key: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("at_key", "{message}", {"key": key, "message": message})
 
 
+class _TomlBelow(TomlConfigSettingsSource):
+    """The file, without what the environment gives in the other form: a secret, or the file to read it from."""
+
+    def __init__(
+        self, above: PydanticBaseSettingsSource, settings_cls: type[BaseSettings], toml_file: Path | None
+    ) -> None:
+        super().__init__(settings_cls, toml_file)
+        self._above = above
+
+    def __call__(self) -> dict[str, Any]:
+        given = super().__call__()
+        _give_way(given, self._above())
+        return given
+
+
+def _give_way(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for key, value in above.items():
+        below.pop(key.removesuffix("_file") if key.endswith("_file") else f"{key}_file", None)
+        if isinstance(value, Mapping) and isinstance(beneath := below.get(key), dict):
+            _give_way(beneath, value)
+
+
 class ServiceSettings(BaseSettings):
     """What the settings of both programs have in common. ``env_prefix`` ends in ``__``."""
 
@@ -129,7 +151,7 @@ class ServiceSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, TomlConfigSettingsSource(settings_cls, cls._toml_file)
+        return env_settings, _TomlBelow(env_settings, settings_cls, cls._toml_file)
 
     @classmethod
     def load(cls, path: Path) -> Self:
