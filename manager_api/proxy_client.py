@@ -105,7 +105,7 @@ class ProxyClient:
             raise StorageUnavailable("cannot be reached") from error
         if status == 401:
             raise StorageUnavailable("refuses the RPC secret")
-        if status >= 500:
+        if status != 200:
             raise StorageUnavailable(f"answers {status}")
 
     async def _ask(self, call: _Call, model: type[_Answer]) -> _Answer:

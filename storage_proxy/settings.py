@@ -209,6 +209,12 @@ class ProxySettings(ServiceSettings):
         found = super().problems()
         if self.manifests_bucket not in self.buckets:
             found.append("manifests.bucket: is not a bucket of this configuration")
+        taken: set[str] = set()
+        for name, section in (("client", self.client), ("rpc", self.rpc), ("operations", self.operations)):
+            if section is not None and not section.listen.endswith(":0"):
+                if section.listen in taken:
+                    found.append(f"{name}.listen: another listener has this address")
+                taken.add(section.listen)
         if self.client is None and self.rpc is None:
             found.append("client: neither a client nor an rpc listener is configured")
         return found

@@ -88,12 +88,10 @@ def unsafe_filename_reason(filename: str) -> str | None:
         filename.encode()
     except UnicodeEncodeError:
         return "contains a lone surrogate"
-    if "/" in filename or "\\" in filename:
+    if "/" in filename:
         return "contains a slash"
     if _CONTROL.search(filename):
         return "contains a control character"
-    if filename in (".", ".."):
-        return "is . or .."
     return None
 
 

@@ -67,4 +67,5 @@ def _found(error: ValidationError) -> list[ErrorDetails]:
 
 
 def _fields(found: list[ErrorDetails]) -> list[FieldError]:
-    return [{"loc": list(each["loc"]), "msg": each["msg"]} for each in found[:MAX_FIELD_ERRORS]]
+    shown = found[:MAX_FIELD_ERRORS]
+    return [{"loc": list(each["loc"]), "msg": each["msg"].removeprefix("Value error, ")} for each in shown]

@@ -5,6 +5,7 @@ with a stable code, whatever a client sends.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
 import jwt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, TypeAdapter, ValidationError, model_validator
 
 from storage_proxy.common.errors import InvalidRequest, TokenExpired, TokenInvalid, TokenNotActive
 from storage_proxy.common.problems import field_errors
@@ -104,7 +105,7 @@ class InlineFile(_Claims):
     """One file of an archive that its token lists itself."""
 
     key: Annotated[str, Field(min_length=1)]
-    name: str | None = None
+    name: str
 
 
 class ArchiveGrant(Limits):
@@ -144,9 +145,14 @@ class UploadGrant(Limits):
 class BlobClaims(RegisteredClaims, BlobGrant):
     """A token for ``/download``."""
 
+    disposition: Disposition
+
 
 class ArchiveClaims(RegisteredClaims, ArchiveGrant):
     """A token for ``/download-archive``."""
+
+    format: ArchiveFormat
+    compression: Compression
 
 
 class UploadClaims(RegisteredClaims, UploadGrant):
@@ -155,7 +161,9 @@ class UploadClaims(RegisteredClaims, UploadGrant):
 
 Grant = BlobGrant | ArchiveGrant | UploadGrant
 Claims = BlobClaims | ArchiveClaims | UploadClaims
-_CLAIMS: TypeAdapter[Claims] = TypeAdapter(Annotated[Claims, Field(discriminator="op")])
+_BY_OP = Discriminator("op", custom_error_type="op", custom_error_message="op must be blob, archive or upload")
+_CLAIMS: TypeAdapter[Claims] = TypeAdapter(Annotated[Claims, _BY_OP])
+_FORM = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 _REGISTERED = frozenset(RegisteredClaims.model_fields)
 
 
@@ -245,6 +253,8 @@ class TokenVerifier:
         """
         if len(token) > MAX_TOKEN_BYTES:
             raise TokenInvalid("The token is too long")
+        if _FORM.fullmatch(token) is None:
+            raise TokenInvalid
         payload = self._verified_payload(token)
         self._check_times(payload)
         try:

@@ -6,7 +6,7 @@ The law: unknown fields are refused; a value is written one way everywhere (see 
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from storage_proxy.common.tokens import ArchiveFormat, Compression, OnMissing, Sha256Name
@@ -90,11 +90,21 @@ class ArchiveSelection(Wire):
     def _selects_one_way(self) -> Self:
         if sum(way is not None for way in (self.entries, self.prefix, self.run_id)) != 1:
             raise ValueError("exactly one of entries, prefix and run_id is required")
-        if self.prefix and not self.prefix.endswith("/"):
-            raise ValueError("prefix must be empty or end in /")
-        if self.format is ArchiveFormat.TAR and self.compression is Compression.DEFLATE:
-            raise ValueError("tar cannot be combined with deflate")
         return self
+
+    @field_validator("prefix")
+    @classmethod
+    def _prefix_is_a_folder(cls, prefix: str | None) -> str | None:
+        if prefix and not prefix.endswith("/"):
+            raise ValueError("must be empty or end in /")
+        return prefix
+
+    @field_validator("compression")
+    @classmethod
+    def _tar_is_stored(cls, compression: Compression, others: ValidationInfo) -> Compression:
+        if compression is Compression.DEFLATE and others.data.get("format") is ArchiveFormat.TAR:
+            raise ValueError("tar cannot be combined with deflate")
+        return compression
 
 
 class SkippedBlob(Wire):

@@ -64,7 +64,7 @@ class ArchivePlanner:
         """
         _refuse_unsupported(selection)
         if len(selection.entries or ()) > self._limits.max_entries:
-            raise _too_large(self._limits.max_entries)
+            raise _too_large(self._limits.max_entries, "entries")
         await asyncio.to_thread(check_selection, selection)
         limits = self._limits
         if crc32_read_bytes is not None:
@@ -126,7 +126,7 @@ class _Planning:
                     continue
                 count += 1
                 if count > self._limits.max_entries:
-                    raise _too_large(self._limits.max_entries)
+                    raise _too_large(self._limits.max_entries, "prefix")
                 yield self._entry(stat, bucket, sanitized(stat.key[len(prefix) :]))
 
     async def _named(self, selected: Sequence[SelectedBlob]) -> AsyncIterator[Entry]:
@@ -210,8 +210,9 @@ def _add(manifest: ManifestBuilder, block: EntryBlock | None) -> None:
         manifest.add(block)
 
 
-def _too_large(limit: int) -> SelectionTooLarge:
-    return SelectionTooLarge(f"The selection has more than {limit} entries")
+def _too_large(limit: int, selector: str) -> SelectionTooLarge:
+    reason = f"selects more than {limit} entries"
+    return SelectionTooLarge(f"{selector} {reason}", errors=[{"loc": [selector], "msg": reason}])
 
 
 def _refuse_unsupported(selection: ArchiveSelection) -> None:

@@ -41,6 +41,11 @@ from storage_proxy.http.stall_watch import StallWatch
 
 _log = logging.getLogger(__name__)
 _INLINE_POLICY = "sandbox; default-src 'none'; img-src 'self' data:; media-src 'self'; style-src 'unsafe-inline'"
+_GUARDS = {
+    hdrs.CACHE_CONTROL: "private, no-store",
+    hdrs.REFERRER_POLICY: "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 _ERRORS = (
     InvalidRequest,
     TokenMissing,
@@ -144,8 +149,7 @@ class ClientHandlers:
             return web.Response(status=304, headers=headers)
         if what.presign is not None and request.method == hdrs.METH_GET:
             location = await what.presign(headers[hdrs.CONTENT_DISPOSITION], what.content_type)
-            kept = {name: headers[name] for name in (hdrs.CACHE_CONTROL, hdrs.REFERRER_POLICY)}
-            return web.Response(status=302, headers={**kept, hdrs.LOCATION: location})
+            return web.Response(status=302, headers={**_GUARDS, hdrs.LOCATION: location})
         start, stop = (outcome.start, outcome.stop) if isinstance(outcome, Partial) else (0, what.size)
         if isinstance(outcome, Partial):
             headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{stop - 1}/{what.size}"
@@ -254,9 +258,7 @@ def _headers(what: Representation) -> dict[str, str]:
         "ETag": what.etag,
         hdrs.LAST_MODIFIED: formatdate(min(what.last_modified, time.time()), usegmt=True),
         hdrs.ACCEPT_RANGES: "bytes" if what.ranges else "none",
-        hdrs.CACHE_CONTROL: "private, no-store",
-        hdrs.REFERRER_POLICY: "no-referrer",
-        "X-Content-Type-Options": "nosniff",
+        **_GUARDS,
     }
     if what.content_encoding:
         headers[hdrs.CONTENT_ENCODING] = what.content_encoding

@@ -84,6 +84,8 @@ def _range(asked: str, size: int) -> Whole | Partial:
     if not first and not last:
         return Whole()
     if not first:
+        if not size and int(last):
+            return Whole()  # satisfiable (section 14.1.2), and no Content-Range can say so
         start, stop = max(0, size - int(last)), size
     else:
         start, stop = int(first), min(int(last) + 1, size) if last else size

@@ -32,6 +32,9 @@ _LATER = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "OperationAborted"}
 )
 
+_NO_SUCH_KEY = frozenset({"", "404", "NoSuchKey", "NoSuchVersion", "NotFound"})
+"""Another code with a 404 is of something else, such as an account; a HEAD has none."""
+
 
 class BadRequest(StorageError):
     """A 400, which some servers also answer for a key that they cannot hold."""
@@ -71,7 +74,7 @@ def _answered(operation: str, error: ClientError) -> ServiceError:
         return StorageUnavailable(f"The storage is unavailable: it answered {operation} with {said}")
     if code == "NoSuchBucket":
         return StorageError("The storage has no such bucket")
-    if status == 404:
+    if status == 404 and code in _NO_SUCH_KEY:
         return BlobNotFound()
     if status in {412, 416}:
         return BlobChanged()

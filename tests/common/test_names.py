@@ -66,7 +66,7 @@ def test_a_key_may_have_empty_and_long_parts(key: str) -> None:
     assert unsafe_key_reason(key) is None
 
 
-@pytest.mark.parametrize("filename", ["", "x" * 256, "a/b", "a\\b", "a\r\nb", ".", "..", "\udfff"])
+@pytest.mark.parametrize("filename", ["", "x" * 256, "a/b", "a\r\nb", "\udfff"])
 def test_an_unsafe_filename_is_refused(filename: str) -> None:
     assert unsafe_filename_reason(filename) is not None
 

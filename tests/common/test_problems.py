@@ -1,3 +1,4 @@
+import asyncio
 import json
 
 import pytest
@@ -96,3 +97,12 @@ def test_the_list_of_field_errors_is_bounded() -> None:
 
 def test_text_that_is_no_unicode_is_an_unsafe_name() -> None:
     assert isinstance(refusal({"numbers": [], "text": "\ud800"}), UnsafeName)
+
+
+async def test_versions_of_http_that_are_not_spoken_are_told_so(start) -> None:
+    listener = await start()
+    host, _, port = listener.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/2.0\r\nHost: x\r\n\r\n")
+    assert b" 505 " in await reader.readline()
+    writer.close()

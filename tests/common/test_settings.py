@@ -106,7 +106,7 @@ def test_a_list_in_the_environment_that_is_no_json_is_one_problem_without_its_te
         (TOKENS + "issuer = 5\n", "tokens.issuer: Input should be a valid string"),
         (
             TOKENS.replace("keys = [", 'keys = [{ kid = "a", alg = "HS256", secret = "x" }, '),
-            "tokens: two keys have the same kid",
+            "tokens.keys.1.kid: another key has this kid",
         ),
     ],
 )

@@ -1034,14 +1034,6 @@ async def test_a_body_that_is_refused_is_not_asked_for_or_at_least_refused(groun
         answer.problem()
 
 
-async def test_an_unknown_expectation_is_a_problem(ground: Ground) -> None:
-    for base in ground.listeners.values():
-        answer = await exchange(base, request("GET", "/health/live", "Expect: the-unexpected"))
-        assert answer is not None
-        assert 400 <= answer.status < 500
-        answer.problem()
-
-
 async def test_clients_that_reset_everywhere_harm_nobody(ground: Ground) -> None:
     token = signed(claims())
     ground.credentials.append(token)

@@ -142,7 +142,11 @@ async def test_an_archive_with_unknown_crcs_has_its_exact_length_and_no_range(ro
 
 
 async def test_a_token_may_list_its_files_itself(proxy: RunningProxy) -> None:
-    files = (InlineFile(key="a/text ü.txt", name="t.txt"), InlineFile(key="a/nothing"), InlineFile(key="gone"))
+    files = (
+        InlineFile(key="a/text ü.txt", name="t.txt"),
+        InlineFile(key="a/nothing", name="a/nothing"),
+        InlineFile(key="gone", name="g"),
+    )
     grant = ArchiveGrant(bucket="default", filename="a.zip", files=files, on_missing="skip")
     async with proxy.http.get(proxy.url(grant)) as answer:
         with zipfile.ZipFile(io.BytesIO(await answer.read())) as opened:
@@ -388,7 +392,7 @@ async def test_much_framing_before_the_first_blob_hides_no_change(proxy: Running
 
 
 async def test_files_that_a_token_lists_are_the_same_archive_at_every_request(proxy: RunningProxy) -> None:
-    grant = ArchiveGrant(bucket="default", filename="a.zip", files=(InlineFile(key="a/big.bin"),))
+    grant = ArchiveGrant(bucket="default", filename="a.zip", files=(InlineFile(key="a/big.bin", name="b"),))
     answers = await asyncio.gather(*(proxy.http.head(proxy.url(grant)) for _ in range(8)))
     seen = {(answer.headers["ETag"], answer.headers["Content-Length"]) for answer in answers}
     assert len(seen) == 1

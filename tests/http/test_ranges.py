@@ -65,9 +65,13 @@ def test_a_range_outside_is_not_satisfiable_and_says_the_size(text: str) -> None
 
 
 def test_nothing_of_an_empty_representation_is_satisfiable() -> None:
-    for text in ("bytes=0-", "bytes=0-0", "bytes=-5"):
+    for text in ("bytes=0-", "bytes=0-0", "bytes=-0"):
         with pytest.raises(RangeNotSatisfiable):
             asked({"Range": text}, size=0)
+
+
+def test_the_end_of_an_empty_representation_is_all_of_it() -> None:
+    assert asked({"Range": "bytes=-5"}, size=0) == Whole()
 
 
 def test_a_range_is_for_get_and_for_representations_that_have_ranges() -> None:

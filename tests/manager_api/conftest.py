@@ -68,7 +68,7 @@ class FakeProxy:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/rpc/v1/health":
-            return problem(404 if self._knows(request) else 401, "not-found")
+            return web.json_response({"live": True}) if self._knows(request) else problem(401, "unauthorized")
         body = await request.json() if request.can_read_body else None
         self.asked.append(Asked(request.method, request.path, dict(request.query), request.headers, body))
         if self.script:

@@ -12,6 +12,7 @@ import aiohttp
 import hypothesis
 
 from storage_proxy import __version__
+from tests.support.programs import ROOT
 from tools.soak.record import Record
 
 
@@ -54,8 +55,20 @@ def _machine() -> dict[str, str]:
     }
 
 
+def _revision() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=, with changes"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
 def _versions() -> dict[str, str]:
-    found = {"storage-proxy": __version__, "aiohttp": aiohttp.__version__, "hypothesis": hypothesis.__version__}
+    found = {
+        "storage-proxy": f"{__version__} {_revision()}".strip(),
+        "aiohttp": aiohttp.__version__,
+        "hypothesis": hypothesis.__version__,
+    }
     for program, option in (("curl", "--version"), ("unzip", "-v"), ("7z", "")):
         if shutil.which(program):
             done = subprocess.run([program, *option.split()], capture_output=True, text=True, check=False)

@@ -152,16 +152,20 @@ async def _json_body(request: web.Request) -> bytes:
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedMediaType("A compressed request body is not accepted")
     if (request.content_length or 0) > request.client_max_size:
-        raise PayloadTooLarge
+        raise _body_too_large(request)
     await send_continue(request)
     try:
         body = await request.read()
     except web.HTTPRequestEntityTooLarge:
-        raise PayloadTooLarge from None
+        raise _body_too_large(request) from None
     # A value in memory is up to 45 times as large as its text, so their number is bounded, too.
     if sum(body.count(mark) for mark in b",[{") > MAX_JSON_VALUES:
-        raise PayloadTooLarge("The request body holds too many values")
+        raise PayloadTooLarge(errors=[{"loc": [], "msg": "holds too many values"}])
     return body
+
+
+def _body_too_large(request: web.Request) -> PayloadTooLarge:
+    return PayloadTooLarge(errors=[{"loc": [], "msg": f"has more than {request.client_max_size} bytes"}])
 
 
 def single_values(query: MultiMapping[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 
-from aiohttp import HttpVersion10, hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.typedefs import Middleware
 
 from storage_proxy.common.errors import (
@@ -33,6 +33,7 @@ REQUEST_ID_HEADER = "X-Request-Id"
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 CALLER: web.RequestKey[str] = web.RequestKey("caller", str)
 
+_HTTP_VERSIONS = (HttpVersion10, HttpVersion11)
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _log = logging.getLogger(__name__)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -45,7 +46,12 @@ def new_request_id() -> str:
 
 def problem_response(error: ServiceError, request_id: str) -> web.Response:
     """The answer that tells a client of ``error``."""
-    headers = {hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff", **error.headers}
+    headers = {
+        hdrs.CACHE_CONTROL: "private, no-store",
+        hdrs.REFERRER_POLICY: "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        **error.headers,
+    }
     if error.status_hint == 401:
         headers.setdefault(hdrs.WWW_AUTHENTICATE, "Bearer")
     if error.retry_after is not None:
@@ -111,8 +117,12 @@ def observe_requests(in_flight: InFlight) -> Middleware:
         try:
             if in_flight.draining and not request.path.startswith("/health/"):
                 raise ShuttingDown
-            if request.version < HttpVersion10:  # aiohttp's parser takes a bare "GET /path" for HTTP/0.9
-                raise HttpVersionNotSupported("HTTP/1.0 or newer is required")
+            if request.version not in (
+                HttpVersion10,
+                HttpVersion11,
+                HttpVersion11,
+            ):  # the parser lets 0.9 and 2.0 through
+                raise HttpVersionNotSupported("HTTP/1.0 or HTTP/1.1 is required")
             response = await handler(request)
         except ServiceError as error:
             response = _answer(request, error)

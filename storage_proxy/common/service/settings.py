@@ -88,7 +88,7 @@ class Section(BaseModel):
             if file_key not in values or not _mentions(field.annotation, SecretStr):
                 continue
             if name in values:
-                raise _at(file_key, f"give either {name} or {file_key}")
+                raise at_key(file_key, f"give either {name} or {file_key}")
             text = _read_secret(values.pop(file_key), file_key)
             values[name] = (
                 text.split("\n") if _mentions(field.annotation, list) or _mentions(field.annotation, tuple) else text
@@ -101,10 +101,11 @@ def _read_secret(path: Any, key: str) -> str:
         return Path(str(path)).read_text(encoding="utf-8").strip("\r\n").replace("\r\n", "\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise _at(key, f"cannot be read: {reason}") from None
+        raise at_key(key, f"cannot be read: {reason}") from None
 
 
-def _at(key: str, message: str) -> PydanticCustomError:
+def at_key(key: str, message: str) -> PydanticCustomError:
+    """What a validator of a section raises for a problem at ``key`` below it."""
     return PydanticCustomError("at_key", "{message}", {"key": key, "message": message})
 
 

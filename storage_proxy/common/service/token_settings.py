@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from storage_proxy.common.service.settings import GuardedSecret, Section
+from storage_proxy.common.service.settings import GuardedSecret, Section, at_key
 from storage_proxy.common.tokens import Hs256Key, TokenKey
 
 
@@ -30,8 +30,9 @@ class TokenSettings(Section):
     @model_validator(mode="after")
     def _kids_are_unique(self) -> Self:
         kids = [key.kid for key in self.keys]
-        if len(set(kids)) != len(kids):
-            raise ValueError("two keys have the same kid")
+        for index, kid in enumerate(kids):
+            if kid in kids[:index]:
+                raise at_key(f"keys.{index}.kid", "another key has this kid")
         return self
 
     def key_ring(self) -> list[TokenKey]:
