@@ -4,7 +4,6 @@ Appending n zero bytes to a message multiplies its CRC by x^(8n) modulo P (all b
 APPNOTE 4.4.7), so CRC(A + B) = CRC(A) * x^(8 * len(B)) + CRC(B).
 """
 
-from collections.abc import Iterable
 from functools import cache
 
 _POLYNOMIAL = 0xEDB88320
@@ -30,14 +29,6 @@ def combine(crc_a: int, crc_b: int, length_b: int) -> int:
         length_b >>= 1
         power += 1
     return crc_a ^ crc_b
-
-
-def combine_all(parts: Iterable[tuple[int, int]]) -> int:
-    """The CRC-32 of the parts in order, each given as (CRC-32, size in bytes); 0 when there are none."""
-    whole = 0
-    for crc, size in parts:
-        whole = combine(whole, crc, size)
-    return whole
 
 
 def _multiply(a: int, b: int) -> int:

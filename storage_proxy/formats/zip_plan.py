@@ -6,19 +6,10 @@ The law: the size is exact and any slice is found by bisection, without looking 
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import Self
 
-from storage_proxy.formats.entries import (
-    MAX_BLOCK_BYTES,
-    MAX_BLOCK_ENTRIES,
-    MAX_SIZE,
-    Entry,
-    EntryBlock,
-    EntryBlockBuilder,
-)
-from storage_proxy.formats.layout import Framing, Part, Section, Segment, check_slice
-from storage_proxy.formats.zip_block import BlockSummary, LearnedCrcs, ZipBlock, summarize
+from storage_proxy.formats.entries import MAX_SIZE
+from storage_proxy.formats.layout import Part, Section, check_slice
+from storage_proxy.formats.zip_block import BlockSummary
 from storage_proxy.formats.zip_records import end_records, end_records_length
 
 
@@ -95,55 +86,6 @@ class ZipPlan:
         ):
             yield from _section_parts(section, starts, start - before, stop - before)
             before += starts[-1]
-
-
-class ZipArchive:
-    """A plan with all its blocks at hand: for tests and small archives."""
-
-    def __init__(self, plan: ZipPlan, blocks: Sequence[EntryBlock]) -> None:
-        self.plan = plan
-        self.blocks = blocks
-
-    @classmethod
-    def of(
-        cls,
-        entries: Iterable[Entry],
-        *,
-        max_entries: int = MAX_BLOCK_ENTRIES,
-        max_bytes: int = MAX_BLOCK_BYTES,
-    ) -> Self:
-        """Raises ValueError for an entry that no block takes; the limits are `EntryBlockBuilder`'s."""
-        builder = EntryBlockBuilder(max_entries=max_entries, max_bytes=max_bytes)
-        complete = [*map(builder.add, entries), builder.finish()]
-        blocks = [block for block in complete if block is not None]
-        return cls(ZipPlan(summarize_all(blocks)), blocks)
-
-    def segments(self, start: int, stop: int, crcs: LearnedCrcs) -> Iterator[Segment]:
-        """The segments of bytes ``start`` to ``stop`` of the archive. Raises as `ZipPlan.parts`."""
-        return self._segments(self.plan.parts(start, stop), crcs)
-
-    def _segments(self, parts: Iterable[Part], crcs: LearnedCrcs) -> Iterator[Segment]:
-        for section, index, start, stop in parts:
-            if section is Section.END:
-                yield Framing(stop - start, partial(self._render_end, start, stop))
-                continue
-            block = ZipBlock(self.blocks[index], self.plan.local_start(index), self.plan.first_entry(index))
-            if section is Section.LOCAL:
-                yield from block.local_segments(start, stop, crcs)
-            else:
-                yield from block.central_segments(start, stop, crcs)
-
-    def _render_end(self, start: int, stop: int) -> bytes:
-        return self.plan.end_records()[start:stop]
-
-
-def summarize_all(blocks: Iterable[EntryBlock]) -> Iterator[BlockSummary]:
-    """The summaries of an archive's blocks in order."""
-    local_start = 0
-    for block in blocks:
-        summary = summarize(block, local_start)
-        yield summary
-        local_start += summary.local_length
 
 
 def _section_parts(section: Section, starts: Sequence[int], start: int, stop: int) -> Iterator[Part]:

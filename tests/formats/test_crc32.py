@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage_proxy.formats.crc32 import combine, combine_all
+from storage_proxy.formats.crc32 import combine
+from tests.support.zip_archive import combine_all
 
 CRC = st.integers(min_value=0, max_value=0xFFFFFFFF)
 LENGTH = st.integers(min_value=0, max_value=1 << 64)

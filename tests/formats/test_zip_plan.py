@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage_proxy.formats.crc32 import combine_all
 from storage_proxy.formats.entries import MAX_SIZE, Entry, EntryBlock
 from storage_proxy.formats.layout import Framing, Part, Section, Segment, SourceRange
 from storage_proxy.formats.zip_block import BlockSummary, ZipBlock, summarize
-from storage_proxy.formats.zip_plan import ZipArchive, ZipPlan, summarize_all
+from storage_proxy.formats.zip_plan import ZipPlan
+from tests.support.zip_archive import ZipArchive, combine_all, summarize_all
 
 LIMIT = 0xFFFFFFFF
 NOW = 1_700_000_001

@@ -10,7 +10,7 @@ import pytest
 
 from storage_proxy.formats.entries import Entry
 from storage_proxy.formats.layout import Framing
-from storage_proxy.formats.zip_plan import ZipArchive
+from tests.support.zip_archive import ZipArchive
 from tests.support.zip_readers import LIST, READ, digests, java, program
 
 NOW = 1_700_000_001
