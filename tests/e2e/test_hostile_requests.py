@@ -434,8 +434,7 @@ async def test_a_wrong_content_type_is_415(ground: Ground, content_type: str) ->
     for base, path in ((ground.manager, "/v1/tokens/blob"), (ground.rpc_url, "/rpc/v1/archives")):
         headers = {"Content-Type": content_type}
         answer = await ground.ask("POST", base + path, body=b'{"key": "a/one.txt"}', **headers)
-        problem = refused(answer, 415, "unsupported-media-type")
-        assert problem["errors"], problem
+        refused(answer, 415, "unsupported-media-type")
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "nonsense"])

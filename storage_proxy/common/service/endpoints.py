@@ -9,9 +9,9 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
+from urllib.parse import unquote_to_bytes
 
 from aiohttp import hdrs, web
-from multidict import MultiMapping
 from pydantic import BaseModel, ValidationError
 
 from storage_proxy.common.errors import (
@@ -19,6 +19,7 @@ from storage_proxy.common.errors import (
     PayloadTooLarge,
     ServiceError,
     TokenWrongOperation,
+    UnsafeName,
     UnsupportedMediaType,
 )
 from storage_proxy.common.problems import invalid_input
@@ -126,7 +127,7 @@ async def _parse(request: web.Request, part: str, model: type[BaseModel], claims
         if part == "body":
             return _from_json(model, await _json_body(request))
         if part == "query":
-            return model.model_validate(single_values(request.query))
+            return model.model_validate(_query(request))
         return model.model_validate(dict(request.match_info))
     except ValidationError as error:
         raise invalid_input(error) from None
@@ -140,7 +141,7 @@ def _from_json(model: type[BaseModel], body: bytes) -> BaseModel:
             raise
         # Pydantic's parser calls a lone surrogate invalid JSON; the contract calls it an unsafe name.
         try:
-            given = json.loads(body)
+            given = json.loads(body.decode())
         except (ValueError, RecursionError):
             raise error from None
         return model.model_validate(given)
@@ -168,9 +169,15 @@ def _body_too_large(request: web.Request) -> PayloadTooLarge:
     return PayloadTooLarge(errors=[{"loc": [], "msg": f"has more than {request.client_max_size} bytes"}])
 
 
-def single_values(query: MultiMapping[str]) -> dict[str, str]:
-    """The parameters of a query, each given once. Raises `InvalidRequest` otherwise."""
-    values = dict(query)
-    if len(values) != len(query):
+def _query(request: web.Request) -> dict[str, str]:
+    """The parameters of a query, each given once, all of them text."""
+    values = dict(request.query)
+    if len(values) != len(request.query):
         raise InvalidRequest("A query parameter is given twice")
+    for parameter in request.rel_url.raw_query_string.split("&"):
+        try:
+            unquote_to_bytes(parameter).decode()
+        except UnicodeDecodeError:
+            name = parameter.partition("=")[0]
+            raise UnsafeName("The query is not UTF-8", errors=[{"loc": [name], "msg": "is not UTF-8"}]) from None
     return values
