@@ -1,5 +1,6 @@
 """Fixtures that every part of the house may use."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from tests.support.s3 import PrivateS3, S3Bucket, S3Server, fresh_bucket, s3_ser
 
 # A busy machine is not a failure: property tests prove offsets, not speed.
 settings.register_profile("house", deadline=None)
-settings.load_profile("house")
+settings.register_profile("soak", deadline=None, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,8 @@ async def _fetched(running: Service, archive: Path, known: bool, way: str, recor
         record.saw(f"{way}: exit code of curl", f"{code} {printed}".strip(), holds=code == 0)
         seconds = time.monotonic() - began
         size = size_of(archive)
-        record.saw(f"{way}: bytes that came", f"{size:,}, the size of the mint", holds=size == minted["size"])
+        seen = f"{size:,}, {minted['size']:,}"
+        record.saw(f"{way}: bytes that came, the mint's size", seen, holds=size == minted["size"])
         record.saw(f"{way}: seconds to fetch", f"{seconds:.1f} ({size / seconds / 1e6:,.0f} MB/s)")
         if known:
             cut = random.randrange(size)

@@ -14,6 +14,7 @@ PROFILE = "soak"
 EXAMPLES = 5000
 
 _TEST = re.compile(r"^(tests/\S+::\S+?):$", re.MULTILINE)
+_STOPPED_AT_THE_DEFAULT = "Stopped because settings.max_examples=100\n"
 _PASSING = re.compile(r"(\d+) passing")
 
 
@@ -64,3 +65,6 @@ async def _run_properties(what: list[str], scale: Scale, record: Record, directo
     wanted = 1 if scale.quick else EXAMPLES
     enough = sum(count >= wanted for count in examples.values())
     record.saw(f"tests with {wanted:,} examples or more", f"{enough} of {len(examples)}", holds=enough > 0)
+    if not scale.quick:
+        unscaled = printed.count(_STOPPED_AT_THE_DEFAULT)
+        record.saw("tests that stopped at hypothesis's own number instead", unscaled, holds=unscaled == 0)
