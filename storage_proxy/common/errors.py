@@ -217,6 +217,15 @@ class StorageTimeout(ServiceError):
     default_retry_after = 5
 
 
+class StateUnavailable(ServiceError):
+    """The state store cannot be reached, or gave up after bounded retries; whether it wrote anything is not known."""
+
+    code = "state-unavailable"
+    status_hint = 503
+    public_message = "The state store is unavailable"
+    default_retry_after = 5
+
+
 class Busy(ServiceError):
     code = "busy"
     status_hint = 503

@@ -13,13 +13,14 @@ FLOORS = [
     {"settings"},
     {"http"},
     {"downloads"},
-    {"stores"},
+    {"stores", "state"},
     {"formats"},
     {"common"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-BACKENDS = {"local", "s3"}
+BACKENDS = {"stores": {"local", "s3"}, "state": {"sqlite", "fdb_engine"}}
 WEB_ROOMS = {"storage_proxy.http", "storage_proxy.common.service", "manager_api"}
+STATE_ROOM = "storage_proxy.state"
 CLIENTS = {"aioboto3", "aiobotocore", "botocore", "boto3"}
 
 
@@ -78,8 +79,9 @@ def test_the_manager_imports_nothing_of_the_proxy_but_common(path: Path) -> None
 def test_backends_are_imported_by_the_composition_root_alone(path: Path) -> None:
     own = dotted(path)
     for name in imports(path):
-        if name.startswith("storage_proxy.stores.") and name.split(".")[2] in BACKENDS:
-            assert own == "storage_proxy.runtime" or own.startswith("storage_proxy.stores."), f"{own} imports {name}"
+        parts = name.split(".")
+        if len(parts) > 2 and parts[2] in BACKENDS.get(parts[1], ()):
+            assert own == "storage_proxy.runtime" or room(own) == parts[1], f"{own} imports {name}"
 
 
 @pytest.mark.parametrize("path", [*modules("storage_proxy"), *modules("manager_api")], ids=dotted)
@@ -98,6 +100,13 @@ def test_client_libraries_stay_in_their_backend(path: Path) -> None:
     own = dotted(path)
     if not own.startswith("storage_proxy.stores.s3") and own != "storage_proxy.runtime":
         assert not [name for name in imports(path) if name.split(".")[0] in CLIENTS]
+
+
+@pytest.mark.parametrize("path", [*modules("storage_proxy"), *modules("manager_api")], ids=dotted)
+def test_state_clients_stay_in_the_state_room(path: Path) -> None:
+    own = dotted(path)
+    if not own.startswith(STATE_ROOM):
+        assert not [name for name in imports(path) if name.split(".")[0] == "fdb"]
 
 
 @pytest.mark.parametrize("path", modules("storage_proxy/formats"), ids=dotted)

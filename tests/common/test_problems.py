@@ -31,7 +31,7 @@ CONTRACT = {
     431: {"headers-too-large"},
     500: {"internal"},
     502: {"storage-error"},
-    503: {"storage-unavailable", "busy", "shutting-down"},
+    503: {"storage-unavailable", "state-unavailable", "busy", "shutting-down"},
     504: {"storage-timeout"},
     505: {"http-version-not-supported"},
 }

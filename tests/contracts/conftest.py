@@ -1,0 +1,65 @@
+"""The engines that the suites of the KeyValueStore port run on."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from storage_proxy.state.attempts import RetryPolicy
+from storage_proxy.state.port import KeyValueStore
+from tests.support.fake_fdb_cluster import FakeCluster
+from tests.support.state import (
+    PATIENT,
+    Clock,
+    StateBackend,
+    fake_client,
+    fake_store,
+    real_store,
+    remove_all,
+    sqlite_store,
+)
+
+
+@pytest.fixture
+async def sqlite_state(tmp_path: Path) -> AsyncIterator[StateBackend]:
+    clock = Clock()
+    async with AsyncExitStack() as stack:
+
+        async def another(retries: RetryPolicy = PATIENT) -> KeyValueStore:
+            return await stack.enter_async_context(sqlite_store(tmp_path / "state.db", clock=clock, retries=retries))
+
+        yield StateBackend(await another(), another, clock)
+
+
+@pytest.fixture
+async def simulated_state() -> AsyncIterator[StateBackend]:
+    clock = Clock()
+    cluster = FakeCluster(clock)
+    async with AsyncExitStack() as stack:
+
+        async def another(retries: RetryPolicy = PATIENT) -> KeyValueStore:
+            client = stack.enter_context(fake_client(cluster))
+            return await stack.enter_async_context(fake_store(client, retries=retries))
+
+        yield StateBackend(await another(), another, clock)
+
+
+@pytest.fixture
+async def foundationdb_state() -> AsyncIterator[StateBackend]:
+    async with AsyncExitStack() as stack:
+
+        async def another(retries: RetryPolicy = PATIENT) -> KeyValueStore:
+            return await stack.enter_async_context(real_store(retries=retries))
+
+        backend = StateBackend(await another(), another, None)
+        yield backend
+        backend.store = await another()  # the test may have closed the other
+        await remove_all(backend)
+
+
+@pytest.fixture(params=["sqlite", "simulated", "foundationdb"])
+def state(request: pytest.FixtureRequest) -> StateBackend:
+    """Each engine of the KeyValueStore port: SQLite, a simulated FoundationDB client, a real cluster."""
+    made: StateBackend = request.getfixturevalue(f"{request.param}_state")
+    return made
