@@ -54,7 +54,9 @@ async def downloads_survive_restarts(scale: Scale, record: Record, directory: Pa
                     path.unlink(missing_ok=True)
             record.saw("kills and restarts", kills, holds=kills > 0)
             reopened = await metric(running.proxies[0], "storage_proxy_upstream_reopened_total")
-            record.saw("reads that the proxy resumed at their offset", f"{reopened:,.0f}", holds=reopened >= scale.of(1, 0))
+            record.saw(
+                "reads that the proxy resumed at their offset", f"{reopened:,.0f}", holds=reopened >= scale.of(1, 0)
+            )
             seen = f"{whole} of {downloads}" + "".join(f"; {each}" for each in failures[:5])
             record.saw("complete, with an equal sha256", seen, holds=whole == downloads)
 
