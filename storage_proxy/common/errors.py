@@ -60,6 +60,18 @@ class UnsafeName(ServiceError):
     public_message = "A name or key is not safe"
 
 
+class SizeMismatch(ServiceError):
+    code = "size-mismatch"
+    status_hint = 400
+    public_message = "The content has another size than was announced"
+
+
+class ChecksumMismatch(ServiceError):
+    code = "checksum-mismatch"
+    status_hint = 400
+    public_message = "The content has another checksum than was announced"
+
+
 # 401
 
 
@@ -117,6 +129,12 @@ class BucketNotFound(ServiceError):
     public_message = "The bucket does not exist"
 
 
+class RunNotFound(ServiceError):
+    code = "run-not-found"
+    status_hint = 404
+    public_message = "The run does not exist"
+
+
 class NotFound(ServiceError):
     code = "not-found"
     status_hint = 404
@@ -129,7 +147,7 @@ class MethodNotAllowed(ServiceError):
     public_message = "The method is not allowed here"
 
 
-# 409, 410, 412, 413, 415, 416
+# 409, 410, 411, 412, 413, 415, 416
 
 
 class DuplicateName(ServiceError):
@@ -138,10 +156,40 @@ class DuplicateName(ServiceError):
     public_message = "Two entries of the archive have the same name"
 
 
+class RunDeleted(ServiceError):
+    code = "run-deleted"
+    status_hint = 409
+    public_message = "The run has been deleted"
+
+
+class RunBucketMismatch(ServiceError):
+    code = "run-bucket-mismatch"
+    status_hint = 409
+    public_message = "The run lives in another bucket"
+
+
+class BlobExists(ServiceError):
+    code = "blob-exists"
+    status_hint = 409
+    public_message = "The blob is there already"
+
+
+class UploadIncomplete(ServiceError):
+    code = "upload-incomplete"
+    status_hint = 409
+    public_message = "The upload has not arrived"
+
+
 class BlobChanged(ServiceError):
     code = "blob-changed"
     status_hint = 410
     public_message = "The blob changed or vanished after this link was made"
+
+
+class LengthRequired(ServiceError):
+    code = "length-required"
+    status_hint = 411
+    public_message = "The request needs a Content-Length"
 
 
 class PreconditionFailed(ServiceError):
@@ -226,10 +274,19 @@ class StateUnavailable(ServiceError):
     default_retry_after = 5
 
 
+class BusUnavailable(ServiceError):
+    """The event bus cannot be reached, or refuses. Workers wait for it; no request does."""
+
+    code = "bus-unavailable"
+    status_hint = 503
+    public_message = "The event bus is unavailable"
+    default_retry_after = 5
+
+
 class Busy(ServiceError):
     code = "busy"
     status_hint = 503
-    public_message = "Too many downloads are running"
+    public_message = "This server is busy"
     default_retry_after = 5
 
 

@@ -4,7 +4,7 @@ The law: bytes come from exactly the version that was asked for, or not at all. 
 against the request (ETag, range, length) and translates its client library's exceptions into `common.errors`.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -117,4 +117,74 @@ class ReadsCrc32(Protocol):
 
         None for one that the time did not suffice for, and for one that is not there in this version any more.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UploadTerms:
+    """What an upload is held to. ``size`` in bytes and ``crc32`` of the content, None where it was not announced."""
+
+    content_type: str | None = None
+    size: int | None = None
+    crc32: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PresignedPut:
+    """A URL to PUT to, and the headers without which it is refused."""
+
+    url: str
+    headers: Mapping[str, str]
+
+
+@runtime_checkable
+class PresignsUploads(Protocol):
+    """Ability: uploads without the proxy in between."""
+
+    async def presign_put(self, key: str, terms: UploadTerms, *, expires_in: int) -> PresignedPut:
+        """A URL that creates ``key`` within ``expires_in`` seconds, once, and with nothing but what ``terms`` say.
+
+        Signed over the content type, ``If-None-Match: *`` (a second body is refused), and over Content-Length and
+        CRC-32 when given. Raises `UnsafeName` for a key that the bucket cannot hold.
+        """
+        ...
+
+
+@runtime_checkable
+class ReceivesUploads(Protocol):
+    """Ability: a body is streamed in, and the blob is there when all of it is, or not at all."""
+
+    async def receive(
+        self, key: str, body: AsyncIterable[bytes | memoryview], terms: UploadTerms, *, max_bytes: int
+    ) -> BlobStat:
+        """Create ``key`` from ``body`` and return it, durable, its CRC-32 computed on the way.
+
+        Until the return there is no blob, and no reader sees a part of one; a crash, a cancellation, an exception of
+        ``body`` or one of these leaves none: `SizeMismatch` and `ChecksumMismatch` against ``terms``,
+        `PayloadTooLarge` beyond ``max_bytes``, `BlobExists` when there is a blob already, also one that came
+        meanwhile; `UnsafeName` for a key that the bucket cannot hold. Memory is bounded whatever the size.
+        """
+        ...
+
+
+@runtime_checkable
+class DeletesBlobs(Protocol):
+    """Ability: blobs are removed. Removing what is not there is no error."""
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove these blobs, at most 1,000. When it raises, some of them may be gone."""
+        ...
+
+    def erase(self, prefix: str) -> AsyncIterator[int]:
+        """Remove everything under ``prefix``, which is not empty and ends in ``/``; how many after each step.
+
+        Everything means: every version where the bucket keeps versions, and uploads that are not complete. Begun
+        again after an exception or a crash it goes on with what is left; when it ends, nothing was there that was
+        there when it began. Folders of a local bucket that this leaves empty are removed, too.
+        """
+        ...
+
+    async def discard_uploads(self, prefix: str, *, older_than: float) -> int:
+        """Abort uploads under ``prefix`` that were begun before ``older_than`` (seconds since the epoch) and never
+        completed, as a killed process leaves them; how many."""
         ...

@@ -12,13 +12,13 @@ FLOORS = [
     {"runtime"},
     {"settings"},
     {"http"},
-    {"downloads"},
-    {"stores", "state"},
+    {"downloads", "ingest", "lifecycle"},
+    {"stores", "state", "bus"},
     {"formats"},
     {"common"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-BACKENDS = {"stores": {"local", "s3"}, "state": {"sqlite", "fdb_engine"}}
+BACKENDS = {"stores": {"local", "s3"}, "state": {"sqlite", "fdb_engine"}, "bus": {"embedded", "kafka"}}
 WEB_ROOMS = {"storage_proxy.http", "storage_proxy.common.service", "manager_api"}
 STATE_ROOM = "storage_proxy.state"
 CLIENTS = {"aioboto3", "aiobotocore", "botocore", "boto3"}
@@ -107,6 +107,13 @@ def test_state_clients_stay_in_the_state_room(path: Path) -> None:
     own = dotted(path)
     if not own.startswith(STATE_ROOM):
         assert not [name for name in imports(path) if name.split(".")[0] == "fdb"]
+
+
+@pytest.mark.parametrize("path", [*modules("storage_proxy"), *modules("manager_api")], ids=dotted)
+def test_kafka_stays_in_the_bus_room(path: Path) -> None:
+    own = dotted(path)
+    if not own.startswith("storage_proxy.bus"):
+        assert not [name for name in imports(path) if name.split(".")[0] == "aiokafka"]
 
 
 @pytest.mark.parametrize("path", modules("storage_proxy/formats"), ids=dotted)

@@ -1,0 +1,1 @@
+"""The write path: presign, receive, announce, verify, record."""

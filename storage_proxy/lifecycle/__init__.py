@@ -1,0 +1,1 @@
+"""The end of blobs: run deletion, tombstones, clean-up jobs."""
