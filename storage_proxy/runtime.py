@@ -20,7 +20,6 @@ from storage_proxy.common.service.process import serve_until_signal
 from storage_proxy.common.service.request_log import log_requests
 from storage_proxy.common.tokens import TokenVerifier
 from storage_proxy.common.wire import MAX_RPC_BODY_BYTES
-from storage_proxy.downloads.buckets import Buckets
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.downloads import Downloads
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache
@@ -31,6 +30,7 @@ from storage_proxy.downloads.sources import HealPolicy, Sources
 from storage_proxy.http.client_api import ClientHandlers, claims_from
 from storage_proxy.http.rpc_api import RPC_HEALTH_PATH, RpcHandlers
 from storage_proxy.settings import ClientSettings, ProxySettings, RpcSettings, S3BucketSettings
+from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.local import LocalBlobStore
 from storage_proxy.stores.port import BlobStore
 from storage_proxy.stores.s3 import S3Options, open_s3_store

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr, StringConstraints, model_validator
+from cryptography.fernet import Fernet
+from pydantic import AfterValidator, Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from storage_proxy.common.service.settings import (
@@ -16,6 +17,17 @@ from storage_proxy.common.service.settings import (
 from storage_proxy.common.service.token_settings import TokenSettings
 
 BucketName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
+
+
+def _fernet_key(secret: SecretStr) -> SecretStr:
+    try:
+        Fernet(secret.get_secret_value())
+    except ValueError:
+        raise ValueError("must be 32 bytes in URL-safe base64, as `Fernet.generate_key` makes them") from None
+    return secret
+
+
+FernetKey = Annotated[SecretStr, AfterValidator(_fernet_key)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -95,14 +107,14 @@ class ManifestSettings(Section):
 
 
 class SqliteStateSettings(Section):
-    """Checked, and not used by this version."""
+    """The state in one file, for the processes of one machine."""
 
     kind: Literal["sqlite"] = "sqlite"
     path: Path = Path("var/state.db")
 
 
 class FdbStateSettings(Section):
-    """Checked, and not used by this version."""
+    """The state in a FoundationDB cluster."""
 
     kind: Literal["fdb"]
     cluster_file: Path | None = None
@@ -129,10 +141,40 @@ class KafkaBusSettings(Section):
 
 
 class BlobUriSettings(Section):
-    """Checked, and not used by this version."""
+    """Encrypted blob URIs: the first key encrypts, all decrypt."""
 
-    keys: tuple[SecretStr, ...] = ()
+    keys: tuple[FernetKey, ...] = ()
     ttl_seconds: Count = 3600
+
+
+class IngestSettings(Section):
+    """How announced blobs are verified. Times are in seconds."""
+
+    group: Annotated[str, Field(min_length=1, max_length=128)] = "storage-proxy-ingest"
+    parallel_requests: Annotated[int, Field(ge=1, le=1024)] = 64
+    crc32_read_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """A blob whose CRC-32 nobody knows is read whole to learn it, up to this size."""
+    pending_seconds: Seconds = 86_400.0
+    """What was announced by message alone may arrive for so long."""
+    first_look_seconds: Seconds = 1.0
+    max_look_seconds: Seconds = 60.0
+    """A pending blob is looked at again after a time that doubles from the first to the second."""
+
+
+class LifecycleSettings(Section):
+    """How runs end, and what the clean-up jobs may take. Times are in seconds."""
+
+    group: Annotated[str, Field(min_length=1, max_length=128)] = "storage-proxy-control"
+    second_pass_seconds: Annotated[float, Field(ge=0, le=604_800)] = 3600.0
+    """A deleted run is swept again so long after its deletion, and after the end of its last upload URL."""
+    orphan_seconds: Annotated[float, Field(ge=0)] = 86_400.0
+    """Objects without a record that are younger stay."""
+    tombstone_seconds: Annotated[float, Field(ge=0)] = 2_592_000.0
+    """Tombstones stay for so long after their second pass; at least as long as the ingest topic keeps messages."""
+    lock_seconds: Annotated[float, Field(ge=1, le=3600)] = 30.0
+    """A job that is not heard of for so long has lost its lock."""
+    relay_seconds: Annotated[float, Field(gt=0, le=60)] = 0.1
+    """How often the outbox is looked at when it is empty."""
 
 
 class LimitSettings(Section):
@@ -184,6 +226,8 @@ class ProxySettings(ServiceSettings):
     state: Annotated[SqliteStateSettings | FdbStateSettings, Field(discriminator="kind")] = SqliteStateSettings()
     bus: Annotated[EmbeddedBusSettings | KafkaBusSettings, Field(discriminator="kind")] = EmbeddedBusSettings()
     blob_uris: BlobUriSettings = BlobUriSettings()
+    ingest: IngestSettings = IngestSettings()
+    lifecycle: LifecycleSettings = LifecycleSettings()
     limits: LimitSettings = LimitSettings()
     mint: MintSettings = MintSettings()
     heal: HealSettings = HealSettings()

@@ -28,6 +28,9 @@ Timestamp = Annotated[
 Crc32Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}$")]
 """A CRC-32 as 8 lower-case hex digits."""
 
+ContentType = Annotated[str, StringConstraints(pattern=r"^[!-~]([ -~]{0,253}[!-~])?$")]
+"""A media type as a header can carry it."""
+
 
 def crc32_hex(crc32: int | None) -> str | None:
     """A CRC-32 as the contract writes it, None where it is unknown."""

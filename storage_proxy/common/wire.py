@@ -4,13 +4,22 @@ The law: unknown fields are refused; a value is written one way everywhere (see 
 """
 
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from storage_proxy.common.tokens import ArchiveFormat, Compression, OnMissing, Sha256Name
-from storage_proxy.common.values import Crc32Hex, Timestamp
+from storage_proxy.common.values import ContentType, Crc32Hex, Timestamp
 
 DEFAULT_BUCKET = "default"
 MAX_RPC_BODY_BYTES = 32 << 20
@@ -57,6 +66,12 @@ class BlobDescription(Wire):
     crc32: Crc32Hex | None = Field(description="CRC-32 of the content, null where the storage does not know it.")
 
 
+RUN_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+RunId = Annotated[str, Field(pattern=RUN_ID_PATTERN, description="The run.")]
+BlobPath = Annotated[str, Field(description="The blob's path within its run: a safe name.")]
+Size = Annotated[int, Field(strict=True, ge=0, lt=2**63, description="Bytes.")]
+
+
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True, str_min_length=0))
 class SelectedBlob:
     """One blob of an archive; ``name`` is its name there, by default its key."""
@@ -74,7 +89,7 @@ class ArchiveSelection(Wire):
         default=None, description="These blobs. An entry's name is by default its key, its bucket the one above."
     )
     prefix: str | None = Field(default=None, description="Every blob under it: empty, or ends in /.")
-    run_id: str | None = Field(default=None, description="Every blob of the run.")
+    run_id: RunId | None = Field(default=None, description="Every verified blob of the run.")
     format: ArchiveFormat = ArchiveFormat.ZIP
     compression: Compression = Compression.STORE
     on_missing: OnMissing = Field(
@@ -123,3 +138,114 @@ class PlannedArchive(Wire):
     etag: str | None = Field(description="The archive's strong ETag.")
     resumable: bool = Field(description="Whether a Range is answered now.")
     skipped: list[SkippedBlob]
+
+
+class Via(StrEnum):
+    """How an upload reaches its bucket."""
+
+    DIRECT = "direct"  # to the store's presigned URL
+    PROXY = "proxy"  # to the client listener
+
+
+class UploadTarget(Wire):
+    """Which blob of which run is uploaded, and what is known of it before."""
+
+    run_id: RunId
+    path: BlobPath
+    bucket: BucketName = DEFAULT_BUCKET
+    content_type: ContentType | None = None
+    size: Size | None = None
+    crc32: Crc32Hex | None = Field(default=None, description="CRC-32 of the content.")
+
+
+class UploadOrder(UploadTarget):
+    """An upload to prepare. ``via`` absent: direct where the bucket can, else by the proxy."""
+
+    via: Via | None = None
+    expires_in: Annotated[int, Field(strict=True, ge=1)] = Field(description="Seconds.")
+
+
+class PreparedUpload(Wire):
+    """An upload that is announced: where to send it. Through the proxy ``url`` is null: the manager signs a token."""
+
+    upload_id: str
+    bucket: str
+    key: str
+    url: str | None
+    headers: dict[str, str]
+    expires_at: Timestamp
+
+
+class RunAccess(Wire):
+    """Whose run may be seen: ``buckets`` are those of the API key, separated by commas; absent: all."""
+
+    buckets: str | None = None
+
+    def allows(self, bucket: str | None) -> bool:
+        """Whether a run of ``bucket`` may be seen; one that has none may."""
+        return self.buckets is None or bucket is None or bucket in self.buckets.split(",")
+
+
+class BlobStateFilter(StrEnum):
+    """Which of a run's blobs are listed."""
+
+    VERIFIED = "verified"
+    PENDING = "pending"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    ALL = "all"
+
+
+class RunBlobsPage(Wire):
+    """Which page of a run's blobs."""
+
+    state: BlobStateFilter = BlobStateFilter.VERIFIED
+    limit: Annotated[int, Field(ge=1, le=1000)] = Field(default=1000, description="Blobs of a page, at most.")
+    cursor: Annotated[str, Field(max_length=8192)] | None = Field(
+        default=None, description="`next_cursor` of the page before."
+    )
+    uris: bool = Field(default=False, description="Whether each verified blob comes with an encrypted URI.")
+
+
+class RunBlobsQuery(RunBlobsPage, RunAccess):
+    """A page, for an API key."""
+
+
+class RunBlob(Wire):
+    """One blob of a run. What is announced and not verified yet has null where only the object can tell."""
+
+    path: str
+    key: str
+    bucket: str
+    size: int | None = Field(description="Bytes.")
+    etag: str | None = Field(description="With its quotes.")
+    crc32: Crc32Hex | None
+    content_type: str | None
+    state: str = Field(description="`verified`, `pending`, `rejected` or `expired`.")
+    created_at: Timestamp
+    attributes: dict[str, Any]
+    uri: str | None = Field(default=None, description="Encrypted, for /blob-batch; only when asked for.")
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_uri(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if self.uri is None:
+            written.pop("uri", None)
+        return written
+
+
+class RunBlobs(Wire):
+    """A page of a run's blobs, in byte order of their paths."""
+
+    blobs: list[RunBlob]
+    next_cursor: str | None
+
+
+class RunDescription(Wire):
+    """A run: how many verified blobs it has, and whether it is being deleted."""
+
+    run_id: str
+    bucket: str | None = Field(description="Where its blobs are, null when it never had one.")
+    state: str = Field(description="`active`, `deleting` or `deleted`.")
+    blobs: int = Field(description="Verified blobs.")
+    bytes: int

@@ -20,10 +20,10 @@ from storage_proxy.common.tokens import (
 )
 from storage_proxy.common.wire import ArchiveSelection, SelectedBlob
 from storage_proxy.downloads.bodies import ArchiveBody, Body, blob_bytes
-from storage_proxy.downloads.buckets import Buckets
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache, PlannedZip, in_memory
 from storage_proxy.downloads.planner import ArchivePlanner
 from storage_proxy.downloads.sources import Pin, Sources
+from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import BlobStat, BlobStore, PresignsDownloads
 
 DEFAULT_CONTENT_TYPE = "application/octet-stream"

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 from isal.isal_zlib import crc32
 
+from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.errors import BlobNotFound, FieldError, InvalidRequest, SelectionTooLarge
 from storage_proxy.common.names import RESERVED_PREFIX, portable, sanitized
 from storage_proxy.common.selection import check_selection
 from storage_proxy.common.tokens import ArchiveFormat, Compression, OnMissing
 from storage_proxy.common.wire import ArchiveSelection, Names, OnDuplicate, SelectedBlob, SkippedBlob
 from storage_proxy.downloads.archive_names import ArchiveNames
-from storage_proxy.downloads.buckets import Buckets
-from storage_proxy.downloads.concurrency import map_bounded
 from storage_proxy.downloads.crc_budget import CrcBudget
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, Manifest, ManifestBuilder
 from storage_proxy.formats.entries import Entry, EntryBlock, EntryBlockBuilder
+from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import BlobStat, ReadsCrc32
 
 MISSING_NAME = "MISSING.txt"

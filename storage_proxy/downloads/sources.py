@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from storage_proxy.common.errors import StorageTimeout, StorageUnavailable
-from storage_proxy.downloads.buckets import Buckets
 from storage_proxy.downloads.metrics import DownloadMetrics
+from storage_proxy.stores.buckets import Buckets
 
 Chunk = bytes | memoryview
 

@@ -12,10 +12,10 @@ from storage_proxy.common.service.endpoints import endpoint
 from storage_proxy.common.service.operations import Liveness
 from storage_proxy.common.values import crc32_hex, moment
 from storage_proxy.common.wire import ArchiveSelection, BlobAddress, BlobDescription, PlannedArchive
-from storage_proxy.downloads.buckets import Buckets
 from storage_proxy.downloads.downloads import DEFAULT_CONTENT_TYPE, stat_blob
 from storage_proxy.downloads.manifests import ManifestStore
 from storage_proxy.downloads.planner import ArchivePlanner
+from storage_proxy.stores.buckets import Buckets
 
 RPC_HEALTH_PATH = "/rpc/v1/health"
 

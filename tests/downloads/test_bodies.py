@@ -13,13 +13,13 @@ from prometheus_client import CollectorRegistry
 
 from storage_proxy.common.errors import BlobChanged, ServiceError, StorageError, StorageTimeout, StorageUnavailable
 from storage_proxy.downloads.bodies import ArchiveBody, Body, blob_bytes
-from storage_proxy.downloads.buckets import Buckets
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, build_manifest
 from storage_proxy.downloads.manifests import PlannedZip, in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.sources import HealPolicy, Pin, Sources
 from storage_proxy.formats.entries import Entry, EntryBlockBuilder
+from storage_proxy.stores.buckets import Buckets
 from tests.support.scripted_store import Blob, ScriptedStore
 
 QUICK = HealPolicy(attempts=3, seconds=5, first_delay=0.0, max_delay=0.0)

@@ -19,11 +19,11 @@ from storage_proxy.common.errors import (
     UnsafeName,
 )
 from storage_proxy.common.wire import ArchiveSelection
-from storage_proxy.downloads.buckets import Buckets
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifests import in_memory
 from storage_proxy.downloads.planner import ArchivePlanner, Plan, PlanLimits
 from storage_proxy.formats.entries import Entry
+from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.local import LocalBlobStore
 from storage_proxy.stores.port import BlobStat
 from tests.support.scripted_store import Blob, ScriptedStore
