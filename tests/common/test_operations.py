@@ -32,6 +32,21 @@ async def test_a_dependency_that_is_away_is_degraded_and_the_process_is_ready(mo
     assert readiness.degraded == ["two: cannot be reached", "three: no answer within 0.01 s"]
 
 
+async def test_a_process_that_can_do_nothing_without_a_dependency_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "PROBE_TTL_SECONDS", -1.0)
+    states = iter([away, well])
+
+    async def probe() -> None:
+        await next(states)()
+
+    health = Health({"state": probe, "bus": away}, vital={"state"})
+    health.started()
+    assert not (await health.readiness()).ready
+    readiness = await health.readiness()
+    assert readiness.ready
+    assert readiness.degraded == ["bus: cannot be reached"]
+
+
 async def test_dependencies_are_not_asked_at_every_question() -> None:
     asked = []
 

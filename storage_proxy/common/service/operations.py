@@ -1,13 +1,14 @@
 """Health and metrics: what an operator and a balancer ask of every process.
 
-The law: live means the event loop turns; ready turns false only while starting or draining. A dependency that is away
-is named under ``degraded``: taking every replica out of the balancer would help nobody.
+The law: live means the event loop turns; ready turns false only while starting or draining, and where nothing can be
+done without a dependency that is away. Any other one is named under ``degraded``: taking every replica out of the
+balancer would help nobody.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -38,10 +39,15 @@ class Readiness(BaseModel):
 
 
 class Health:
-    """The state of one process: starting, ready or draining, and its dependencies (name -> probe)."""
+    """The state of one process: starting, ready or draining, and its dependencies (name -> probe).
 
-    def __init__(self, probes: Mapping[str, Probe] | None = None) -> None:
+    Without a ``vital`` one the process can do nothing, so it is not ready.
+    """
+
+    def __init__(self, probes: Mapping[str, Probe] | None = None, *, vital: Collection[str] = ()) -> None:
         self._probes = dict(probes or {})
+        self._vital = frozenset(vital)
+        self._vital_away = False
         self._serving = False
         self._degraded: list[str] = []
         self._probed_at = float("-inf")
@@ -58,9 +64,11 @@ class Health:
         async with self._probing:
             if time.monotonic() - self._probed_at > PROBE_TTL_SECONDS:
                 reasons = await asyncio.gather(*(_ask(*each) for each in self._probes.items()))
-                self._degraded = [reason for reason in reasons if reason]
+                away = {name: reason for name, reason in zip(self._probes, reasons, strict=True) if reason}
+                self._degraded = list(away.values())
+                self._vital_away = not self._vital.isdisjoint(away)
                 self._probed_at = time.monotonic()
-        return Readiness(ready=self._serving, degraded=self._degraded)
+        return Readiness(ready=self._serving and not self._vital_away, degraded=self._degraded)
 
 
 async def _ask(name: str, probe: Probe) -> str | None:

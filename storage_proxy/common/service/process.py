@@ -8,7 +8,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 from storage_proxy.common.service.listener import Listener
@@ -28,8 +28,11 @@ async def serve_until_signal(
     drain_seconds: float,
     unready_seconds: float = 0.0,
     operations: Listener | None = None,
+    work: Sequence[AbstractAsyncContextManager[None]] = (),
 ) -> None:
     """Run ``listeners`` until SIGTERM or SIGINT, then drain; ``operations`` answers until the end.
+
+    ``work`` goes on beside them: entered once they listen, left at the signal.
 
     For ``unready_seconds`` after the signal connections are still accepted, so that balancers can learn that this
     process is not ready any more. A second signal ends the drain at once. Raises `AddressTaken`.
@@ -42,10 +45,13 @@ async def serve_until_signal(
         for listener in (*([operations] if operations else []), *listeners):
             stack.push_async_callback(listener.aclose)
             await _start(listener)
-        health.started()
-        received = await signals.get()
-        health.draining()
-        _log.info("draining", extra={"signal": received.name, "seconds": drain_seconds})
+        async with AsyncExitStack() as working:
+            for each_work in work:
+                await working.enter_async_context(each_work)
+            health.started()
+            received = await signals.get()
+            health.draining()
+            _log.info("draining", extra={"signal": received.name, "seconds": drain_seconds})
         await _drain(listeners, unready_seconds, drain_seconds, signals)
     _log.info("stopped")
 

@@ -1,0 +1,51 @@
+"""Work that goes on beside the listeners for as long as the process lives.
+
+The law: a loop that fails is begun again after a pause that grows with each failure, never given up; leaving cancels
+it and waits for its end.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from storage_proxy.common.errors import ServiceError
+
+_log = logging.getLogger(__name__)
+
+Loop = Callable[[], Awaitable[None]]
+"""Runs until it is cancelled."""
+
+FIRST_PAUSE_SECONDS = 0.5
+MAX_PAUSE_SECONDS = 30.0
+_HEALTHY_SECONDS = 60.0
+
+
+@asynccontextmanager
+async def in_background(loops: Mapping[str, Loop]) -> AsyncIterator[None]:
+    """Run ``loops`` (name -> loop) while entered."""
+    tasks = [asyncio.create_task(_forever(name, loop), name=name) for name, loop in loops.items()]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _forever(name: str, loop: Loop) -> None:
+    clock = asyncio.get_running_loop().time
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        began = clock()
+        try:
+            await loop()
+        except ServiceError as error:
+            _log.warning("a loop waits", extra={"loop": name, "code": error.code, "reason": error.detail})
+        except Exception:  # noqa: BLE001 whatever it is, the work must go on
+            _log.exception("a loop failed", extra={"loop": name})
+        if clock() - began > _HEALTHY_SECONDS:
+            pause = FIRST_PAUSE_SECONDS
+        await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
+        pause = min(MAX_PAUSE_SECONDS, pause * 2)
