@@ -6,7 +6,7 @@ import click
 
 from storage_proxy import __version__
 from storage_proxy.common.service.commands import config_option, load_or_exit, run_service
-from storage_proxy.runtime import serve as run_proxy
+from storage_proxy.runtime.proxy import serve as run_proxy
 from storage_proxy.settings import ProxySettings
 
 

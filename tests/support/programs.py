@@ -152,7 +152,8 @@ async def service(
         config = directory / f"proxy{index}.toml"
         config.write_text(
             f'[client]\nlisten = "127.0.0.1:{client}"\n[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
-            f'[operations]\nlisten = "127.0.0.1:{operations}"\n[tokens]\n{_KEYS}\n{tables}\n{more}\n'
+            f'[operations]\nlisten = "127.0.0.1:{operations}"\n[tokens]\n{_KEYS}\n{tables}\n'
+            f"[state]\npath = {json.dumps(str(directory / 'state.db'))}\n{more}\n"
         )
         made.append(Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log"))
     config = directory / "manager.toml"

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
 
 from storage_proxy.common.tokens import ArchiveGrant, BlobGrant, Grant, Hs256Key, TokenSigner
-from storage_proxy.runtime import open_proxy
-from storage_proxy.settings import ProxySettings
+from storage_proxy.runtime.proxy import open_proxy
+from storage_proxy.settings import ProxySettings, SqliteStateSettings
 
 SECRET = "test-token-secret-0123456789abcdef0123456789"
 RPC_SECRET = "test-rpc-secret-0123456789abcdef0123456789"
@@ -85,8 +86,12 @@ def blob_grant(key: str, **more: Any) -> BlobGrant:
 
 @asynccontextmanager
 async def running(settings: ProxySettings) -> AsyncIterator[RunningProxy]:
-    """The proxy of ``settings``, listening."""
+    """The proxy of ``settings``, listening; its state is its own unless they say where it is."""
     async with AsyncExitStack() as stack:
+        if "state" not in settings.model_fields_set:
+            directory = stack.enter_context(TemporaryDirectory(prefix="state-"))
+            state = SqliteStateSettings(path=Path(directory) / "state.db")
+            settings = settings.model_copy(update={"state": state})
         proxy = await stack.enter_async_context(open_proxy(settings))
         for listener in (*proxy.listeners, proxy.operations):
             await listener.start()

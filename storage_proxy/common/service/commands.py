@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from storage_proxy.common.errors import ServiceError
 from storage_proxy.common.service.logs import configure_logs
 from storage_proxy.common.service.process import AddressTaken
 from storage_proxy.common.service.settings import InvalidSettings, ServiceSettings
@@ -36,6 +37,9 @@ def run_service(settings: ServiceSettings, service: Coroutine[Any, Any, None]) -
         asyncio.run(service)
     except AddressTaken as error:
         click.echo(f"cannot listen: {error}", err=True)
+        sys.exit(1)
+    except ServiceError as error:
+        click.echo(f"cannot start: {error.detail}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

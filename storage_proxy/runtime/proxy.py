@@ -1,15 +1,10 @@
-"""The composition root: settings in, wired objects out, closed in reverse order.
-
-The law: nothing else constructs a client or a backend; one of each kind per process.
-"""
+"""The serving process: its listeners, wired from the settings."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-import aioboto3
 from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
 
 from storage_proxy.common.service.endpoints import add_endpoints, endpoints_of
 from storage_proxy.common.service.listener import Listener
@@ -29,11 +24,8 @@ from storage_proxy.downloads.slots import DownloadSlots
 from storage_proxy.downloads.sources import HealPolicy, Sources
 from storage_proxy.http.client_api import ClientHandlers, claims_from
 from storage_proxy.http.rpc_api import RPC_HEALTH_PATH, RpcHandlers
+from storage_proxy.runtime.backends import open_buckets, open_state
 from storage_proxy.settings import ClientSettings, ProxySettings, RpcSettings, S3BucketSettings
-from storage_proxy.stores.buckets import Buckets
-from storage_proxy.stores.local import LocalBlobStore
-from storage_proxy.stores.port import BlobStore
-from storage_proxy.stores.s3 import S3Options, open_s3_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +53,10 @@ async def serve(settings: ProxySettings) -> None:
 async def open_proxy(settings: ProxySettings) -> AsyncIterator[Proxy]:
     """Wire the proxy; its clients are closed on leaving."""
     async with AsyncExitStack() as stack:
-        buckets = await _open_buckets(settings, stack)
+        buckets = await open_buckets(settings, stack)
+        state, _ = await open_state(settings, stack)
         registry = CollectorRegistry()
-        health = Health({f"bucket {name}": store.probe for name, store in buckets})
+        health = Health({"state": state.probe} | {f"bucket {name}": store.probe for name, store in buckets})
         cache: PlanCache = BytesBoundedCache(settings.limits.plan_cache_bytes)
         planner = ArchivePlanner(
             buckets,
@@ -93,44 +86,6 @@ async def open_proxy(settings: ProxySettings) -> AsyncIterator[Proxy]:
         operations = Listener("operations", settings.operations.listen)
         add_endpoints(operations.app, [*endpoints_of(HealthHandlers(health)), *endpoints_of(MetricsHandlers(registry))])
         yield Proxy(listeners, operations, health)
-
-
-async def _open_buckets(settings: ProxySettings, stack: AsyncExitStack) -> Buckets:
-    stores: dict[str, BlobStore] = {}
-    session = aioboto3.Session()  # one for all buckets: each reads the model of S3 again, 200 ms
-    for name, bucket in settings.buckets.items():
-        if isinstance(bucket, S3BucketSettings):
-            options = _s3_options(bucket, only_reads=settings.rpc is None)
-            stores[name] = await stack.enter_async_context(open_s3_store(options, session=session))
-        else:
-            stores[name] = LocalBlobStore(bucket.root)
-            stack.push_async_callback(stores[name].aclose)
-    return Buckets(stores)
-
-
-def _s3_options(bucket: S3BucketSettings, *, only_reads: bool) -> S3Options:
-    access_key, secret_key = bucket.access_key, bucket.secret_key
-    if only_reads and bucket.reader_access_key is not None:
-        access_key, secret_key = bucket.reader_access_key, bucket.reader_secret_key
-    return S3Options(
-        bucket=bucket.bucket,
-        endpoint=bucket.endpoint,
-        public_endpoint=bucket.public_endpoint,
-        prefix=bucket.prefix,
-        region=bucket.region,
-        access_key=_revealed(access_key),
-        secret_key=_revealed(secret_key),
-        addressing=bucket.addressing,
-        max_connections=bucket.max_connections,
-        connect_timeout=bucket.connect_timeout_seconds,
-        read_timeout=bucket.read_timeout_seconds,
-        request_timeout=bucket.request_timeout_seconds,
-        max_attempts=bucket.max_attempts,
-    )
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()
 
 
 def _redirecting(settings: ProxySettings) -> frozenset[str]:

@@ -1,0 +1,78 @@
+"""What reaches outside: buckets, state and bus, each chosen by the settings and closed by the stack it is given to.
+
+The law: nothing else constructs a client or a backend; one of each kind per process.
+"""
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aioboto3
+from pydantic import SecretStr
+
+from storage_proxy.common.errors import StateUnavailable
+from storage_proxy.settings import ProxySettings, S3BucketSettings, SqliteStateSettings
+from storage_proxy.state.fdb_client import FdbOptions
+from storage_proxy.state.fdb_engine import open_foundationdb
+from storage_proxy.state.port import KeyValueStore
+from storage_proxy.state.records import Records
+from storage_proxy.state.sqlite import SqliteOptions, open_sqlite
+from storage_proxy.stores.buckets import Buckets
+from storage_proxy.stores.local import LocalBlobStore
+from storage_proxy.stores.port import BlobStore
+from storage_proxy.stores.s3 import S3Options, open_s3_store
+
+
+async def open_state(settings: ProxySettings, stack: AsyncExitStack) -> tuple[KeyValueStore, Records]:
+    """The state store, and the keys in it. Raises `StateUnavailable` where it can never be opened as configured."""
+    state = settings.state
+    if isinstance(state, SqliteStateSettings):
+        _make_directory(state.path.parent)
+        return await stack.enter_async_context(open_sqlite(SqliteOptions(state.path))), Records()
+    options = FdbOptions(state.cluster_file, api_version=state.api_version)
+    return await stack.enter_async_context(open_foundationdb(options)), Records(state.prefix)
+
+
+async def open_buckets(settings: ProxySettings, stack: AsyncExitStack) -> Buckets:
+    """Every bucket of the configuration; asks none of them anything."""
+    stores: dict[str, BlobStore] = {}
+    session = aioboto3.Session()  # one for all buckets: each reads the model of S3 again, 200 ms
+    for name, bucket in settings.buckets.items():
+        if isinstance(bucket, S3BucketSettings):
+            options = _s3_options(bucket, only_reads=settings.rpc is None)
+            stores[name] = await stack.enter_async_context(open_s3_store(options, session=session))
+        else:
+            stores[name] = LocalBlobStore(bucket.root)
+            stack.push_async_callback(stores[name].aclose)
+    return Buckets(stores)
+
+
+def _s3_options(bucket: S3BucketSettings, *, only_reads: bool) -> S3Options:
+    access_key, secret_key = bucket.access_key, bucket.secret_key
+    if only_reads and bucket.reader_access_key is not None:
+        access_key, secret_key = bucket.reader_access_key, bucket.reader_secret_key
+    return S3Options(
+        bucket=bucket.bucket,
+        endpoint=bucket.endpoint,
+        public_endpoint=bucket.public_endpoint,
+        prefix=bucket.prefix,
+        region=bucket.region,
+        access_key=_revealed(access_key),
+        secret_key=_revealed(secret_key),
+        addressing=bucket.addressing,
+        max_connections=bucket.max_connections,
+        connect_timeout=bucket.connect_timeout_seconds,
+        read_timeout=bucket.read_timeout_seconds,
+        request_timeout=bucket.request_timeout_seconds,
+        max_attempts=bucket.max_attempts,
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateUnavailable(f"The directory {path} cannot be made: {error.strerror}") from error
