@@ -101,6 +101,8 @@ bucket = "{BUCKET}"
 region = "{storage.region}"
 access_key = "{storage.access_key}"
 secret_key = "{storage.secret_key}"
+[state]
+path = "{WORKSPACE / "state.db"}"
 """,
     )
     manager_config = _config(

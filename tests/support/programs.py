@@ -6,9 +6,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -38,21 +38,23 @@ class Program:
     config: Path
     health_url: str
     log: Path
+    command: Sequence[str] = ("serve",)
     process: asyncio.subprocess.Process | None = None
 
-    async def start(self) -> None:
-        """Start, and wait until it is ready."""
+    async def start(self, **environment: str) -> None:
+        """Start, and wait until it is ready. ``environment`` is added to this process's own."""
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 self.module,
-                "serve",
+                *self.command,
                 "--config",
                 str(self.config),
                 cwd=ROOT,
                 stderr=log,
                 stdout=log,
+                env=os.environ | environment,
             )
         async with asyncio.timeout(30):
             while not await self.ready():
@@ -97,16 +99,26 @@ class Program:
 
 @dataclass
 class Service:
-    """A manager and one or more proxies over the same buckets."""
+    """A manager, one or more proxies over the same buckets, and workers."""
 
     manager_url: str
     client_urls: list[str]
     manager: Program
     proxies: list[Program]
-    programs: list[Program] = field(default_factory=list)
+    workers: list[Program]
+
+    @property
+    def programs(self) -> list[Program]:
+        return [*self.proxies, *self.workers, self.manager]
 
     async def post(self, path: str, body: object) -> tuple[int, dict[str, Any]]:
         return await get_json(f"{self.manager_url}{path}", body=json.dumps(body).encode())
+
+    async def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        return await get_json(f"{self.manager_url}{path}")
+
+    async def delete(self, path: str) -> tuple[int, dict[str, Any]]:
+        return await get_json(f"{self.manager_url}{path}", method="DELETE")
 
     async def mint(self, kind: str, body: object) -> dict[str, Any]:
         """Mint a token; the answer."""
@@ -119,13 +131,15 @@ class Service:
         return url.replace(self.client_urls[0], self.client_urls[proxy])
 
 
-async def get_json(url: str, *, body: bytes | None = None, key: str = API_KEY) -> tuple[int, dict[str, Any]]:
-    """GET, or POST of JSON: status and parsed answer."""
+async def get_json(
+    url: str, *, body: bytes | None = None, key: str = API_KEY, method: str | None = None
+) -> tuple[int, dict[str, Any]]:
+    """GET, POST of JSON, or another method: status and parsed answer."""
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
     def ask() -> tuple[int, dict[str, Any]]:
         try:
-            with urlopen(Request(url, data=body, headers=headers), timeout=150) as answer:
+            with urlopen(Request(url, data=body, headers=headers, method=method), timeout=150) as answer:
                 return answer.status, json.load(answer)
         except HTTPError as error:
             with error:
@@ -136,26 +150,41 @@ async def get_json(url: str, *, body: bytes | None = None, key: str = API_KEY) -
 
 @asynccontextmanager
 async def service(
-    directory: Path, buckets: Mapping[str, Mapping[str, object]], *, proxies: int = 1, more: str = ""
+    directory: Path,
+    buckets: Mapping[str, Mapping[str, object]],
+    *,
+    proxies: int = 1,
+    workers: Sequence[str] = (),
+    more: str = "",
 ) -> AsyncIterator[Service]:
-    """The programs over ``buckets``; ``more`` is TOML for the proxies."""
+    """The programs over ``buckets``, with a worker for each role in ``workers``.
+
+    ``more`` is TOML for the proxies and workers; without tables of its own their state and bus are embedded.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    manager_port, *ports = free_ports(1 + 3 * proxies)
+    manager_port, *ports = free_ports(1 + 3 * proxies + len(workers))
     urls = [f"http://127.0.0.1:{port}" for port in ports]
-    tables = "\n".join(
-        f"[buckets.{name}]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in bucket.items())
-        for name, bucket in buckets.items()
-    )
+    tables = [_table(f"buckets.{name}", bucket) for name, bucket in buckets.items()]
+    tables += [
+        _table(kind, {"path": str(directory / f"{kind}.db")}) for kind in ("state", "bus") if f"[{kind}]" not in more
+    ]
+    common = "\n".join([f"[tokens]\n{_KEYS}", *tables, more])
     made = []
     for index in range(proxies):
         client, rpc, operations = ports[3 * index : 3 * index + 3]
         config = directory / f"proxy{index}.toml"
         config.write_text(
             f'[client]\nlisten = "127.0.0.1:{client}"\n[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
-            f'[operations]\nlisten = "127.0.0.1:{operations}"\n[tokens]\n{_KEYS}\n{tables}\n'
-            f"[state]\npath = {json.dumps(str(directory / 'state.db'))}\n{more}\n"
+            f'[operations]\nlisten = "127.0.0.1:{operations}"\n{common}\n'
         )
         made.append(Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log"))
+    working = []
+    for index, role in enumerate(workers):
+        port = ports[3 * proxies + index]
+        config = directory / f"worker{index}.toml"
+        config.write_text(f'[operations]\nlisten = "127.0.0.1:{port}"\n{common}\n')
+        log = directory / f"worker{index}.log"
+        working.append(Program("storage_proxy", config, f"http://127.0.0.1:{port}", log, ("worker", role)))
     config = directory / "manager.toml"
     config.write_text(
         f'listen = "127.0.0.1:{manager_port}"\napi_keys = [{{ name = "e2e", secret = "{API_KEY}" }}]\n'
@@ -164,7 +193,7 @@ async def service(
     )
     manager_url = f"http://127.0.0.1:{manager_port}"
     manager = Program("manager_api", config, manager_url, directory / "manager.log")
-    running = Service(manager_url, urls[0::3], manager, made, [*made, manager])
+    running = Service(manager_url, urls[0 : 3 * proxies : 3], manager, made, working)
     try:
         for program in running.programs:
             await program.start()
@@ -173,6 +202,10 @@ async def service(
         for program in running.programs:
             if program.process is not None and program.process.returncode is None:
                 await program.stop(signal.SIGKILL)
+
+
+def _table(name: str, values: Mapping[str, object]) -> str:
+    return "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())])
 
 
 async def run(*command: str, **more: Any) -> tuple[int, str]:
