@@ -199,7 +199,7 @@ class LocalBlobStore:
                 yield removed
 
     async def discard_uploads(self, prefix: str, *, older_than: float) -> int:
-        """As the port says, of every prefix: a temporary file does not tell its key. Its age is that of its last byte."""
+        """As the port says, of every prefix: a temporary file does not tell its key. It is as old as its last byte."""
         return await self._threads.run(partial(discard_temporaries, self._tree, older_than), self._request_timeout)
 
     async def aclose(self) -> None:

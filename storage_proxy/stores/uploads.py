@@ -4,7 +4,7 @@ The law: the pieces end without an error only when the size and the CRC-32 are t
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +29,7 @@ class IncomingBody:
         """What it can be long, as far as is known before it is read."""
         return self._max_bytes if self._terms.size is None else self._terms.size
 
-    async def pieces(self, size: int) -> AsyncIterator[bytearray]:
+    async def pieces(self, size: int) -> AsyncGenerator[bytearray, None]:
         """The body in pieces of ``size`` bytes, the last one shorter but not empty; each is the caller's to keep.
 
         Raises `PayloadTooLarge`, `SizeMismatch` and `ChecksumMismatch`, as soon as they are known, and what the body
