@@ -8,18 +8,30 @@ import asyncio
 import mimetypes
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, MutableSequence, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, MutableSequence, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from isal import isal_zlib
 
-from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError, StorageTimeout, StorageUnavailable
+from storage_proxy.common.errors import (
+    BlobChanged,
+    BlobNotFound,
+    StorageError,
+    StorageTimeout,
+    StorageUnavailable,
+    UnsafeName,
+)
+from storage_proxy.stores.local_deletion import Erasure, delete_all, discard_temporaries
 from storage_proxy.stores.local_listing import FOLDER_ETAG, Listing, file_stat, folder_marker
 from storage_proxy.stores.local_tree import Opened, Tree, is_absent, locate, read_version, storage_failure
-from storage_proxy.stores.port import BlobReader, BlobStat
+from storage_proxy.stores.local_uploads import Upload
+from storage_proxy.stores.port import BlobReader, BlobStat, UploadTerms
+from storage_proxy.stores.uploads import IncomingBody, finish
 
 _T = TypeVar("_T")
 
@@ -79,7 +91,7 @@ def _discard_result(discard: Callable[[_T], None], future: "Future[_T]") -> None
 
 
 class LocalBlobStore:
-    """The `BlobStore` over the directory ``root``, with the ability `ReadsCrc32`.
+    """The `BlobStore` over the directory ``root``, with the abilities `ReadsCrc32`, `ReceivesUploads`, `DeletesBlobs`.
 
     A read may take ``stall_timeout`` seconds, any other call ``request_timeout``; ``chunk_bytes`` are read at a
     time, by at most ``threads`` threads. A thread that the file system blocks stays blocked, its caller does not.
@@ -140,6 +152,55 @@ class LocalBlobStore:
             given_up.set()
         done = list(sums)
         return done + [None] * (len(versions) - len(done))
+
+    async def receive(
+        self, key: str, body: AsyncIterable[bytes | memoryview], terms: UploadTerms, *, max_bytes: int
+    ) -> BlobStat:
+        """As the port says; the type is not kept but guessed from the key, and a key ending in ``/`` is unsafe."""
+        where = locate(key)
+        if where is None or where.folder:
+            raise UnsafeName
+        upload = Upload(self._tree, where.parts)
+        incoming = IncomingBody(body, terms, max_bytes=max_bytes)
+        try:
+            await self._threads.run(upload.begin, self._request_timeout)
+            await self._write_all(upload, incoming)
+            status = await self._threads.run(upload.commit, self._request_timeout)
+        except BaseException:
+            # Not by the bucket's own threads: they may be closed, or all of them stuck.
+            await finish(asyncio.wait_for(asyncio.to_thread(upload.discard), self._request_timeout))
+            raise
+        upload.close()
+        return replace(file_stat(key, status, self._content_type(key)), crc32=incoming.crc32)
+
+    async def _write_all(self, upload: Upload, incoming: IncomingBody) -> None:
+        """One piece is written while the next one comes in."""
+        writing: Future[None] | None = None
+        async with aclosing(incoming.pieces(self._chunk_bytes)) as pieces:
+            async for piece in pieces:
+                if writing is not None:
+                    await self._threads.outcome(writing, self._stall_timeout)
+                writing = self._threads.submit(partial(upload.write, piece))
+        if writing is not None:
+            await self._threads.outcome(writing, self._stall_timeout)
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        locations = [where for where in map(locate, keys) if where is not None]
+        await self._threads.run(partial(delete_all, self._tree, locations), self._request_timeout)
+
+    async def erase(self, prefix: str) -> AsyncIterator[int]:
+        """As the port says, but for uploads: a temporary file does not tell its key, and is left to time."""
+        where = locate(prefix)
+        if where is None or not where.folder:
+            return
+        erasure = Erasure(self._tree, where.parts)
+        while (removed := await self._threads.run(erasure.next_step, self._request_timeout)) is not None:
+            if removed:
+                yield removed
+
+    async def discard_uploads(self, prefix: str, *, older_than: float) -> int:
+        """As the port says, of every prefix: a temporary file does not tell its key. It is as old as its last byte."""
+        return await self._threads.run(partial(discard_temporaries, self._tree, older_than), self._request_timeout)
 
     async def aclose(self) -> None:
         self._threads.shut_down()

@@ -6,13 +6,19 @@ length are those of the question.
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Sequence
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import aioboto3
+import aiohttp
 from aiobotocore.config import AioConfig
+from botocore.httpsession import get_cert_path
+from botocore.utils import get_environ_proxies
 from isal import isal_zlib
 
 from storage_proxy.common.errors import BlobNotFound, StorageError, StorageUnavailable
@@ -27,7 +33,10 @@ from storage_proxy.stores.s3_answers import (
 )
 from storage_proxy.stores.s3_checksums import ObjectChecksums
 from storage_proxy.stores.s3_errors import BadRequest, translated
+from storage_proxy.stores.s3_heads import HeadRequests
 from storage_proxy.stores.s3_reader import S3Reader
+from storage_proxy.stores.s3_signer import Signer, address_of, chain_keys, fixed_keys
+from storage_proxy.stores.s3_signing import Credentials
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -45,7 +54,8 @@ class S3Options:
     """How to reach a bucket. ``endpoint`` None is AWS, no keys are the SDK's provider chain; times in seconds.
 
     ``max_connections`` bounds the open connections, and with them the readers that are open at once: a call that
-    gets none raises `StorageTimeout` at its deadline. ``request_timeout`` is that deadline, ``max_attempts`` and
+    gets none raises `StorageTimeout` at its deadline. HeadObject has as many of its own, so that readers do not keep
+    it waiting. ``request_timeout`` is that deadline, ``max_attempts`` and
     their pauses included; ``read_timeout`` is how long an answer or a body may stall.
     """
 
@@ -85,18 +95,51 @@ async def open_s3_store(options: S3Options, *, session: aioboto3.Session | None 
             )
             return await stack.enter_async_context(opening)
 
-        inside = await client(options.endpoint)
-        public = options.public_endpoint
+        async def signer(client: "S3Client") -> Signer | None:
+            address = await address_of(client, options.bucket)
+            return None if address is None else Signer(address, _keys(options, session))
+
+        inside = outside = await client(options.endpoint)
+        if options.public_endpoint not in {None, options.endpoint}:
+            outside = await client(options.public_endpoint)
         store = S3BlobStore(
             inside,
             bucket=options.bucket,
             prefix=options.prefix,
-            presign_client=await client(public) if public not in {None, options.endpoint} else None,
+            presign_client=outside,
+            heads=await _open_heads(await signer(inside), options, stack),
+            public_signer=await signer(outside),
             request_timeout=options.request_timeout,
             stall_timeout=options.read_timeout,
         )
         stack.push_async_callback(store.aclose)
         yield store
+
+
+def _keys(options: S3Options, session: aioboto3.Session) -> Callable[[], Awaitable[Credentials]]:
+    if options.access_key is not None and options.secret_key is not None:
+        return partial(fixed_keys, options.access_key, options.secret_key)
+    return partial(chain_keys, session)
+
+
+async def _open_heads(signer: Signer | None, options: S3Options, stack: AsyncExitStack) -> HeadRequests | None:
+    """HeadObject's own connections, which trust and go round by the same environment as those of the SDK."""
+    if signer is None:
+        return None
+    authorities = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or get_cert_path(True)
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=options.max_connections, ssl=ssl.create_default_context(cafile=authorities), ttl_dns_cache=30
+        ),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=options.connect_timeout, sock_read=options.read_timeout),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=["accept", "user-agent"],
+        auto_decompress=False,
+    )
+    await stack.enter_async_context(session)
+    scheme = signer.origin.partition(":")[0]
+    proxy = get_environ_proxies(signer.origin).get(scheme)
+    return HeadRequests(session, signer, max_attempts=options.max_attempts, proxy=proxy)
 
 
 def _config(options: S3Options) -> AioConfig:
@@ -128,12 +171,16 @@ class S3BlobStore:
         bucket: str,
         prefix: str = "",
         presign_client: "S3Client | None" = None,
+        heads: HeadRequests | None = None,
+        public_signer: Signer | None = None,
         request_timeout: float = 30.0,
         stall_timeout: float = 20.0,
         probe_timeout: float = 3.0,
     ) -> None:
         self._client = client
         self._presign_client = presign_client or client
+        self._heads = heads
+        self._public_signer = public_signer
         self._bucket = bucket
         self._prefix = prefix
         self._request_timeout = request_timeout
@@ -151,8 +198,7 @@ class S3BlobStore:
             if may_be_alias(name) and not await self._is_listed(name):
                 return None
             try:
-                with translated("HeadObject"):
-                    head = await self._client.head_object(Bucket=self._bucket, Key=name, ChecksumMode="ENABLED")
+                head = await self._head(name)
             except BlobNotFound:
                 if not self._bucket_seen:  # an answer to HEAD has no body to tell a missing bucket by
                     await self._is_listed(name)
@@ -163,6 +209,14 @@ class S3BlobStore:
                 return None
             self._bucket_seen = True
             return stat_of_head(key, head, await self._checksums.crc32(name, head))
+
+    async def _head(self, name: str) -> Mapping[str, str]:
+        """The headers of the answer to HeadObject, by names in lower case."""
+        with translated("HeadObject"):
+            if self._heads is not None and (headers := await self._heads.head(name)) is not None:
+                return headers
+            answer = await self._client.head_object(Bucket=self._bucket, Key=name, ChecksumMode="ENABLED")
+            return answer["ResponseMetadata"]["HTTPHeaders"]
 
     async def open(self, key: str, *, start: int, stop: int, if_match: str | None) -> BlobReader:
         name = object_name(self._prefix, key)
