@@ -118,6 +118,18 @@ class FdbTransaction(BoundedTransaction):
         found: bytes | None = value.value  # never None itself, whether the key is there or not
         return found
 
+    async def _get_many(self, keys: Sequence[bytes], snapshot: bool) -> Sequence[bytes | None]:
+        found: list[bytes | None] = []
+        with self._translated():
+            view = self._view(snapshot)
+            futures = [view.get(key) for key in keys]  # all are on their way before the first is waited for
+            self._pending.update((id(future), future) for future in futures)  # after a failure cancelled at the end
+            for future in futures:
+                value = await outcome(future)
+                del self._pending[id(future)]
+                found.append(value.value)
+        return found
+
     async def _batch(self, read: RangeRead) -> tuple[Sequence[Row], Range | None]:
         at = self._module.KeySelector.first_greater_or_equal
         ask = partial(self._view(read.snapshot)._get_range, at(read.begin), at(read.end))  # noqa: SLF001 see below

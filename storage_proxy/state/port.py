@@ -54,6 +54,10 @@ class Transaction(Protocol):
         """
         ...
 
+    async def get_many(self, keys: Sequence[bytes], *, snapshot: bool = False) -> Sequence[bytes | None]:
+        """What `get` gives for each of ``keys``, in one question: many times cheaper than as many `get`."""
+        ...
+
     async def get_range(
         self, begin: bytes, end: bytes, *, limit: int, reverse: bool = False, snapshot: bool = False
     ) -> Sequence[Row]:

@@ -142,6 +142,15 @@ class SqliteTransaction(BoundedTransaction):
             self._reads.keys.add(key)
         return await self._ask(partial(sqlite_reader.get, key=key))
 
+    async def _get_many(self, keys: Sequence[bytes], snapshot: bool) -> Sequence[bytes | None]:
+        undecided = [key for key in keys if not self._writes.decides(key)]
+        if not snapshot:
+            self._reads.keys.update(undecided)
+        stored: dict[bytes, bytes | None] = {}
+        if undecided:
+            stored = await self._ask(partial(sqlite_reader.get_many, keys=undecided))
+        return [stored[key] if key in stored else self._writes.get(key) for key in keys]
+
     async def _batch(self, read: RangeRead) -> tuple[Sequence[Row], Range | None]:
         begin, end = read.begin, read.end
         stored: list[Row] = []

@@ -131,6 +131,10 @@ def get(raw: sqlite3.Connection, key: bytes) -> bytes | None:
     return None if row is None else row[0]
 
 
+def get_many(raw: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes | None]:
+    return {key: get(raw, key) for key in keys}
+
+
 def scan(raw: sqlite3.Connection, ranges: Sequence[Range], limit: int, *, reverse: bool) -> tuple[list[Row], bool]:
     """Rows of the ranges, which are in ascending order, up to ``limit`` or a batch's bytes; whether there is more."""
     rows: list[Row] = []

@@ -44,6 +44,9 @@ class BoundedTransaction(ABC):
     async def _get(self, key: bytes, snapshot: bool) -> bytes | None: ...
 
     @abstractmethod
+    async def _get_many(self, keys: Sequence[bytes], snapshot: bool) -> Sequence[bytes | None]: ...
+
+    @abstractmethod
     async def _batch(self, read: RangeRead) -> tuple[Sequence[Row], Range | None]:
         """The next rows, at most ``limit``, and what is left of the range: None at its end."""
 
@@ -81,6 +84,16 @@ class BoundedTransaction(ABC):
             value = await self._get(key, snapshot)
             self._check_open()
             return value
+
+    async def get_many(self, keys: Sequence[bytes], *, snapshot: bool = False) -> Sequence[bytes | None]:
+        with self._operation():
+            for key in keys:
+                limits.check_key(key)
+                if not snapshot:
+                    self._size += limits.range_size(key, key) + 1
+            values = await self._get_many(keys, snapshot) if keys else ()
+            self._check_open()
+            return values
 
     async def get_range(
         self, begin: bytes, end: bytes, *, limit: int, reverse: bool = False, snapshot: bool = False

@@ -178,6 +178,19 @@ async def test_several_tasks_of_one_function_may_read_at_once(state: StateBacken
 # Failure
 
 
+async def test_many_keys_are_read_at_once_own_writes_included(state: StateBackend) -> None:
+    await state.put(a=b"1", b=b"2", c=b"3")
+
+    async def fn(transaction: Transaction) -> list[bytes | None]:
+        transaction.set(state.key(b"b"), b"own")
+        transaction.clear(state.key(b"c"))
+        keys = [state.key(name) for name in (b"c", b"a", b"b", b"d", b"a")]
+        found = [*await transaction.get_many(keys), *await transaction.get_many(keys[1:2], snapshot=True)]
+        return found + list(await transaction.get_many([]))
+
+    assert await state.store.transact(fn) == [None, b"1", b"own", None, b"1", b"1"]
+
+
 async def test_an_exception_of_the_function_comes_out_as_it_is_and_nothing_is_written(state: StateBackend) -> None:
     class Refused(Exception):
         pass

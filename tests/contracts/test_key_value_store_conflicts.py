@@ -20,6 +20,10 @@ def get(name: bytes, *, snapshot: bool = False) -> Step:
     return lambda transaction, state: transaction.get(state.key(name), snapshot=snapshot)
 
 
+def get_many(*names: bytes, snapshot: bool = False) -> Step:
+    return lambda transaction, state: transaction.get_many([state.key(name) for name in names], snapshot=snapshot)
+
+
 def get_range(begin: bytes, end: bytes, limit: int = 100, *, reverse: bool = False, snapshot: bool = False) -> Step:
     return lambda transaction, state: transaction.get_range(
         state.key(begin), state.key(end), limit=limit, reverse=reverse, snapshot=snapshot
@@ -63,6 +67,10 @@ CONFLICTS: dict[str, tuple[list[Step], list[Step], bool]] = {
     "get of nothing, set": ([get(b"c")], [put(b"c")], True),
     "get of nothing, clear of nothing": ([get(b"c")], [clear(b"c")], True),
     "get, set of another": ([get(b"b")], [put(b"d")], False),
+    "many gets, set of one": ([get_many(b"b", b"c", b"d")], [put(b"c")], True),
+    "many gets, set between them": ([get_many(b"b", b"d")], [put(b"c")], False),
+    "many snapshot gets, set of one": ([get_many(b"b", b"c", snapshot=True)], [put(b"b")], False),
+    "own set then many gets, set": ([get(b"h"), put(b"b"), get_many(b"b", b"d")], [put(b"b")], False),
     "snapshot get, set": ([get(b"b", snapshot=True)], [put(b"b")], False),
     "snapshot get and conflict range, set": (
         [get(b"b", snapshot=True), conflict_range(b"b", b"c")],
