@@ -11,6 +11,8 @@ from storage_proxy.common.errors import UnsafeName
 
 RESERVED_PREFIX = ".storage-proxy/"
 """Keys under it are the service's own: for a caller they do not exist."""
+MANIFESTS_PREFIX = f"{RESERVED_PREFIX}manifests/"
+"""Where the manifests are in their bucket."""
 MAX_NAME_BYTES = 4096
 MAX_PART_BYTES = 255
 MAX_FILENAME_CHARACTERS = 255

@@ -7,7 +7,7 @@ only after its digest.
 from collections.abc import Awaitable, Callable
 
 from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError
-from storage_proxy.common.names import RESERVED_PREFIX
+from storage_proxy.common.names import MANIFESTS_PREFIX
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import (
     DAMAGED,
@@ -23,7 +23,6 @@ from storage_proxy.formats.entries import EntryBlock
 from storage_proxy.formats.zip_block import ZipBlock
 from storage_proxy.stores.port import BlobStore
 
-MANIFESTS_PREFIX = f"{RESERVED_PREFIX}manifests/"
 _FIRST_READ_BYTES = 64 << 10
 
 PlanCache = BytesBoundedCache[ManifestHead | ZipBlock]

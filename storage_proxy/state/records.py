@@ -16,6 +16,7 @@ two tables say of one thing is written in one transaction.
     ("link", jti)                         LinkRecord     what is known of a link beyond its token
     ("link-end", at, jti)                 Mark           a link may be forgotten then
     ("lock", name)                        Lock           who does what only one may do
+    ("import",)                           Import         a state file is being read in; absent: none is
 
 ``at`` is in seconds since the epoch, ``at_ms`` in milliseconds. A due row may outlive its blob, a sweep row its
 tombstone: whoever finds one looks, and clears it.
@@ -167,6 +168,13 @@ class Lock(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Import(Record):
+    """A state file that is not wholly read in: the sha256 of its rows, in hex."""
+
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mark(Record):
     """A row that says all in its key."""
 
@@ -264,6 +272,7 @@ class Records:
         self.links = Table(self.root.subspace("link"), LinkRecord)
         self.link_ends = Table(self.root.subspace("link-end"), Mark)
         self.locks = Table(self.root.subspace("lock"), Lock)
+        self.imports = Table(self.root.subspace("import"), Import)
 
 
 class _Codec(Generic[_Record]):

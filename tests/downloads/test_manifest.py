@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage_proxy.common.errors import BlobNotFound, StorageError
+from storage_proxy.common.names import MANIFESTS_PREFIX
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import TEXT_PIECE_BYTES, build_manifest, decode_head, decode_piece
-from storage_proxy.downloads.manifests import MANIFESTS_PREFIX, ManifestStore, PlanCache
+from storage_proxy.downloads.manifests import ManifestStore, PlanCache
 from storage_proxy.formats.entries import Entry, EntryBlock, EntryBlockBuilder
 from tests.support.scripted_store import ScriptedStore
 

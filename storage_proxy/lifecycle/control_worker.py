@@ -1,0 +1,69 @@
+"""The consumer of the control topic: a run_deleted becomes the first pass over its run.
+
+The law: the tombstone is believed, never the message; a message is done when its run is `deleted`, or has no tombstone.
+A fault of anything makes the message wait, only what is no event goes to the dead letters.
+"""
+
+import logging
+from collections.abc import Callable
+
+from storage_proxy.bus.port import Batch, Event, EventBus, Message
+from storage_proxy.common.concurrency import map_bounded
+from storage_proxy.common.errors import ServiceError
+from storage_proxy.common.events import Poison, parse_run_deleted
+from storage_proxy.lifecycle.eraser import RunEraser
+from storage_proxy.lifecycle.metrics import LifecycleMetrics
+
+DEAD_LETTERS_SUFFIX = ".dlq"
+
+_log = logging.getLogger(__name__)
+_PARALLEL_RUNS = 8
+
+
+class ControlWorker:
+    """The handler for batches of the control topic. ``dead_letter`` makes what a poisonous message becomes of it and
+    the reason."""
+
+    def __init__(
+        self,
+        eraser: RunEraser,
+        bus: EventBus,
+        metrics: LifecycleMetrics,
+        *,
+        dead_letter: Callable[[Message, str], Event],
+        parallel_runs: int = _PARALLEL_RUNS,
+    ) -> None:
+        self._eraser = eraser
+        self._bus = bus
+        self._metrics = metrics
+        self._dead_letter = dead_letter
+        self._parallel_runs = parallel_runs
+
+    async def handle(self, batch: Batch) -> int:
+        """How many messages are done, from the first. Runs are erased side by side, so one that is large or fails
+        keeps none of the others of its batch from being erased."""
+        runs = [await self._run_of(message) for message in batch.messages]
+        deleted = list(dict.fromkeys(run for run in runs if run is not None))
+        outcomes = await map_bounded(self._parallel_runs, self._erase, deleted)
+        failed = {run for run, is_done in zip(deleted, outcomes, strict=True) if not is_done}
+        return next((index for index, run in enumerate(runs) if run in failed), len(runs))
+
+    async def _run_of(self, message: Message) -> str | None:
+        """Which run the message is of; None, and a dead letter, when it is none."""
+        try:
+            return parse_run_deleted(message.value).run_id
+        except Poison as poison:
+            letter = self._dead_letter(message, poison.reason)
+        await self._bus.publish(message.topic + DEAD_LETTERS_SUFFIX, [letter])
+        self._metrics.poison.inc()
+        return None
+
+    async def _erase(self, run_id: str) -> bool:
+        try:
+            await self._eraser.first_pass(run_id)
+        except ServiceError as error:
+            self._metrics.run_passes.labels("first", error.code).inc()
+            _log.warning("The deletion of run %s has to wait: %s", run_id, error)
+            return False
+        self._metrics.run_passes.labels("first", "done").inc()
+        return True
