@@ -10,10 +10,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
@@ -122,6 +120,12 @@ class ArchiveSelection(Wire):
         return compression
 
 
+class PlanRequest(ArchiveSelection):
+    """An archive to plan; ``buckets`` as in `RunAccess`, for a selection by ``run_id``."""
+
+    buckets: str | None = None
+
+
 class SkippedBlob(Wire):
     """A blob that was asked for and is not in the archive."""
 
@@ -153,9 +157,9 @@ class UploadTarget(Wire):
     run_id: RunId
     path: BlobPath
     bucket: BucketName = DEFAULT_BUCKET
-    content_type: ContentType | None = None
+    content_type: ContentType | None = Field(default=None, description="The content's media type.")
     size: Size | None = None
-    crc32: Crc32Hex | None = Field(default=None, description="CRC-32 of the content.")
+    crc32: Crc32Hex | None = Field(default=None, description="CRC-32 of the content, 8 lower-case hex digits.")
 
 
 class UploadOrder(UploadTarget):
@@ -199,9 +203,9 @@ class BlobStateFilter(StrEnum):
 class RunBlobsPage(Wire):
     """Which page of a run's blobs."""
 
-    state: BlobStateFilter = BlobStateFilter.VERIFIED
+    state: BlobStateFilter = Field(default=BlobStateFilter.VERIFIED, description="Only blobs of this state.")
     limit: Annotated[int, Field(ge=1, le=1000)] = Field(default=1000, description="Blobs of a page, at most.")
-    cursor: Annotated[str, Field(max_length=8192)] | None = Field(
+    cursor: Annotated[str, Field(max_length=4096, pattern=r"^[!-~]+$")] | None = Field(
         default=None, description="`next_cursor` of the page before."
     )
     uris: bool = Field(default=False, description="Whether each verified blob comes with an encrypted URI.")
@@ -224,14 +228,11 @@ class RunBlob(Wire):
     state: str = Field(description="`verified`, `pending`, `rejected` or `expired`.")
     created_at: Timestamp
     attributes: dict[str, Any]
-    uri: str | None = Field(default=None, description="Encrypted, for /blob-batch; only when asked for.")
-
-    @model_serializer(mode="wrap")
-    def _without_an_absent_uri(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = write(self)
-        if self.uri is None:
-            written.pop("uri", None)
-        return written
+    uri: str | None = Field(
+        default=None,
+        exclude_if=lambda uri: uri is None,
+        description="Encrypted, for /blob-batch; absent unless it was asked for.",
+    )
 
 
 class RunBlobs(Wire):
