@@ -158,7 +158,7 @@ class UploadTarget(Wire):
     path: BlobPath
     bucket: BucketName = DEFAULT_BUCKET
     content_type: ContentType | None = Field(default=None, description="The content's media type.")
-    size: Size | None = None
+    size: Size | None = Field(default=None, description="Bytes of the content.")
     crc32: Crc32Hex | None = Field(default=None, description="CRC-32 of the content, 8 lower-case hex digits.")
 
 
@@ -223,11 +223,11 @@ class RunBlob(Wire):
     bucket: str
     size: int | None = Field(description="Bytes.")
     etag: str | None = Field(description="With its quotes.")
-    crc32: Crc32Hex | None
+    crc32: Crc32Hex | None = Field(description="CRC-32 of the content, null where it is not known.")
     content_type: str | None
     state: str = Field(description="`verified`, `pending`, `rejected` or `expired`.")
     created_at: Timestamp
-    attributes: dict[str, Any]
+    attributes: dict[str, Any] = Field(description="As its producer announced them.")
     uri: str | None = Field(
         default=None,
         exclude_if=lambda uri: uri is None,
@@ -249,4 +249,4 @@ class RunDescription(Wire):
     bucket: str | None = Field(description="Where its blobs are, null when it never had one.")
     state: str = Field(description="`active`, `deleting` or `deleted`.")
     blobs: int = Field(description="Verified blobs.")
-    bytes: int
+    bytes: int = Field(description="Bytes of these.")

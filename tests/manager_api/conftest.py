@@ -20,6 +20,7 @@ from yarl import URL
 
 from manager_api.runtime import open_manager
 from manager_api.settings import ManagerSettings
+from storage_proxy.common.service.listener import MAX_LINE_BYTES
 
 API_KEY = "dev-only-api-key-0123456789abcdef0123"
 MEDIA_KEY = "dev-only-media-key-0123456789abcdef01"
@@ -151,7 +152,9 @@ async def proxy() -> AsyncIterator[FakeProxy]:
     fake = FakeProxy()
     app = web.Application(client_max_size=1 << 28)
     app.router.add_route("*", "/{path:.*}", fake.answer)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1, max_line_size=MAX_LINE_BYTES
+    )
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     fake.url = "http://{}:{}".format(*runner.addresses[0][:2])

@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 _REF = "#/components/schemas/"
 _SECURITY = "bearer"
-_PARAMETERS = {"query": "query", "path": "path"}
+_PARAMETERS = {"path": "path", "query": "query"}
 
 
 def openapi_document(
