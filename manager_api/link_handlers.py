@@ -10,7 +10,7 @@ from aiohttp import web
 
 from manager_api.access import BucketAccess
 from manager_api.links import LinkMaker
-from manager_api.models import MintArchive, MintBlob, MintedArchive, MintedBlob, MintOptions
+from manager_api.models import MintArchive, MintBlob, MintedArchive, MintedBlob, MintOptions, Nothing
 from manager_api.proxy_client import ProxyClient
 from storage_proxy.common.errors import (
     BlobNotFound,
@@ -58,7 +58,7 @@ class LinkHandlers:
         return await self._described(request, query)
 
     @endpoint("POST", "/v1/tokens/blob", status=201, errors=_STAT_ERRORS)
-    async def mint_blob(self, request: web.Request, body: MintBlob) -> MintedBlob:
+    async def mint_blob(self, request: web.Request, query: Nothing, body: MintBlob) -> MintedBlob:
         """Make a link to one blob.
 
         The link is not pinned: it serves the blob as it is at each download.
@@ -83,7 +83,7 @@ class LinkHandlers:
         )
 
     @endpoint("POST", "/v1/tokens/archive", status=201, errors=_PLAN_ERRORS)
-    async def mint_archive(self, request: web.Request, body: MintArchive) -> MintedArchive:
+    async def mint_archive(self, request: web.Request, query: Nothing, body: MintArchive) -> MintedArchive:
         """Make a link to many blobs as one archive.
 
         What is selected is resolved now and pinned: every download gives the same bytes, and a blob that changes

@@ -60,7 +60,7 @@ class RunHandlers:
         self._access = access
 
     @endpoint("POST", "/v1/uploads", status=201, errors=_START_ERRORS)
-    async def start_upload(self, request: web.Request, body: StartUpload) -> StartedUpload:
+    async def start_upload(self, request: web.Request, query: Nothing, body: StartUpload) -> StartedUpload:
         """Start the upload of a blob.
 
         The answer is where to send it, without an API key. The blob is announced: once it is uploaded it becomes

@@ -120,12 +120,6 @@ class ArchiveSelection(Wire):
         return compression
 
 
-class PlanRequest(ArchiveSelection):
-    """An archive to plan; ``buckets`` as in `RunAccess`, for a selection by ``run_id``."""
-
-    buckets: str | None = None
-
-
 class SkippedBlob(Wire):
     """A blob that was asked for and is not in the archive."""
 
@@ -188,6 +182,10 @@ class RunAccess(Wire):
     def allows(self, bucket: str | None) -> bool:
         """Whether a run of ``bucket`` may be seen; one that has none may."""
         return self.buckets is None or bucket is None or bucket in self.buckets.split(",")
+
+
+class PlanRequest(ArchiveSelection, RunAccess):
+    """A selection, for an API key: a run that it may not see does not exist."""
 
 
 class BlobStateFilter(StrEnum):
