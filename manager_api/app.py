@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from aiohttp import hdrs, web
 from prometheus_client import CollectorRegistry
 
-from manager_api.handlers import ManagerHandlers
+from manager_api.link_handlers import LinkHandlers
+from manager_api.run_handlers import RunHandlers
 from storage_proxy import __version__
 from storage_proxy.common.service.docs_page import DocumentHandlers
 from storage_proxy.common.service.endpoints import add_endpoints, endpoints_of
@@ -23,11 +24,20 @@ MAX_BODY_BYTES = MAX_RPC_BODY_BYTES - (64 << 10)
 """Less than the proxy takes: what is accepted here can be passed on with its defaults written out."""
 
 _NAME = "manager"
-_DESCRIPTION = "Makes links to blobs in object storage: to one blob, or to many as one resumable archive."
+_DESCRIPTION = (
+    "Makes links to blobs in object storage: to one blob, or to many as one resumable archive. "
+    "Takes the uploads of runs, lists and deletes them."
+)
 
 
 def manager_listener(
-    listen: str, *, api_keys: Mapping[str, str], handlers: ManagerHandlers, health: Health, registry: CollectorRegistry
+    listen: str,
+    *,
+    api_keys: Mapping[str, str],
+    links: LinkHandlers,
+    runs: RunHandlers,
+    health: Health,
+    registry: CollectorRegistry,
 ) -> Listener:
     """The listener of the manager API. ``api_keys`` maps the callers' names to their secrets."""
     listener = Listener(
@@ -39,7 +49,8 @@ def manager_listener(
         max_body_bytes=MAX_BODY_BYTES,
     )
     groups = {
-        "Blobs and links": endpoints_of(handlers),
+        "Blobs and links": endpoints_of(links),
+        "Runs and uploads": endpoints_of(runs),
         "Operations": [*endpoints_of(HealthHandlers(health)), *endpoints_of(MetricsHandlers(registry))],
     }
     document = openapi_document(

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import assert_never
 
 from storage_proxy.common.errors import InvalidRequest
-from storage_proxy.common.tokens import ArchiveGrant, BlobGrant, TokenSigner
+from storage_proxy.common.tokens import ArchiveGrant, BlobGrant, Grant, TokenSigner, UploadGrant
 from storage_proxy.common.values import moment
 
 
@@ -48,18 +48,20 @@ class LinkMaker:
             raise InvalidRequest(f"expires_in {message}", errors=[{"loc": ["expires_in"], "msg": message}])
         return expires_in
 
-    def make(self, grant: BlobGrant | ArchiveGrant, *, expires_in: int, subject: str | None) -> Link:
-        """A link for ``grant``."""
+    def make(self, grant: Grant, *, expires_in: int, subject: str | None = None) -> Link:
+        """A link for ``grant``. Raises `InvalidRequest` when its token would be too long."""
         token, claims = self._signer.sign(grant, jti=self._new_jti(), expires_in=expires_in, subject=subject)
         url = f"{self._client_url}{_route(grant)}?token={token}"
         return Link(token, url, claims.jti, moment(claims.exp))
 
 
-def _route(grant: BlobGrant | ArchiveGrant) -> str:
+def _route(grant: Grant) -> str:
     match grant:
         case BlobGrant():
             return "/download"
         case ArchiveGrant():
             return "/download-archive"
+        case UploadGrant():
+            return "/upload"
         case _:
             assert_never(grant)

@@ -1,14 +1,24 @@
 """What callers of the manager API send and get."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
 from storage_proxy.common.tokens import ArchiveFormat, Disposition
 from storage_proxy.common.values import Timestamp
-from storage_proxy.common.wire import ArchiveSelection, BlobAddress, SkippedBlob, Wire
+from storage_proxy.common.wire import (
+    RUN_ID_PATTERN,
+    ArchiveSelection,
+    BlobAddress,
+    RunId,
+    SkippedBlob,
+    UploadTarget,
+    Via,
+    Wire,
+)
 
+UPLOAD_ID_PATTERN = RUN_ID_PATTERN.removesuffix("$") + "~[0-9a-f]{32}$"
 WholeNumber = Annotated[int, Field(strict=True)]
 
 _EXAMPLE_BLOB: JsonDict = {"bucket": "default", "key": "reports/2024.pdf", "filename": "report.pdf", "expires_in": 600}
@@ -17,6 +27,11 @@ _EXAMPLE_ARCHIVE: JsonDict = {
     "entries": [{"key": "reports/2024.pdf"}, {"key": "raw/1.bin", "name": "measurements/1.bin"}],
     "filename": "reports.zip",
 }
+_EXAMPLE_UPLOAD: JsonDict = {"run_id": "run-42", "path": "results/table.csv", "content_type": "text/csv"}
+
+
+class Nothing(Wire):
+    """No field at all: whatever is given is refused."""
 
 
 class MintOptions(Wire):
@@ -83,3 +98,39 @@ class MintedArchive(MintedLink):
     etag: str | None = Field(description="The archive's strong ETag.")
     resumable: bool = Field(description="Whether a Range is answered now.")
     skipped: list[SkippedBlob] = Field(description="What was asked for and is not in the archive.")
+
+
+class StartUpload(UploadTarget):
+    """A blob of a run that is going to be uploaded."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_UPLOAD]})
+
+    expires_in: WholeNumber | None = Field(default=None, description="Seconds that the URL lives.")
+    via: Via | None = Field(
+        default=None,
+        description="`direct`: to the storage, where the bucket can; `proxy`: to the storage proxy. "
+        "Default: direct where it is possible.",
+    )
+
+
+class StartedUpload(Wire):
+    """Where an upload is to be sent: one request with this method, this URL and all of these headers."""
+
+    upload_id: str = Field(description="What completes the upload.")
+    method: Literal["PUT"] = "PUT"
+    url: str = Field(description="For one body: whoever has it may upload the blob.")
+    headers: dict[str, str] = Field(description="To be sent, every one of them.")
+    key: str = Field(description="The blob's key within the bucket.")
+    expires_at: Timestamp
+
+
+class UploadPath(Wire):
+    """Which upload."""
+
+    upload_id: Annotated[str, Field(pattern=UPLOAD_ID_PATTERN, description="As its start answered.")]
+
+
+class RunPath(Wire):
+    """Which run."""
+
+    run_id: RunId

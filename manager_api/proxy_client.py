@@ -1,106 +1,108 @@
-"""The manager's client of the storage proxy's RPC.
+"""What the manager asks the storage proxy: one method for each route of its RPC.
 
-The law: every call here is idempotent, so one that got no answer is tried again, a bounded number of times within the
-call's deadline; every failure is one of our errors.
+The law: every call here is idempotent, because a call that got no answer is sent again (`rpc_transport`). An upload
+that is prepared again keeps its id and gets a new URL, one that is completed again gives the same record, and a run
+that is deleted again stays deleted.
 """
 
-import asyncio
-import io
-import random
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
 
 import aiohttp
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from manager_api.metrics import ProxyCallMetrics
-from manager_api.proxy_problems import error_of
-from storage_proxy.common.errors import ServiceError, ShuttingDown, StorageError, StorageTimeout, StorageUnavailable
-from storage_proxy.common.problems import PROBLEM_CONTENT_TYPE
-from storage_proxy.common.service.middleware import REQUEST_ID_HEADER
-from storage_proxy.common.wire import ArchiveSelection, BlobAddress, BlobDescription, PlannedArchive
-
-MAX_ANSWER_BYTES = 64 << 20
-"""Room for a problem with 100,000 missing keys."""
+from manager_api.rpc_transport import Call, RpcTransport
+from storage_proxy.common.errors import StorageUnavailable
+from storage_proxy.common.wire import (
+    ArchiveSelection,
+    BlobAddress,
+    BlobDescription,
+    PlannedArchive,
+    PlanRequest,
+    PreparedUpload,
+    RunAccess,
+    RunBlob,
+    RunBlobs,
+    RunBlobsPage,
+    RunBlobsQuery,
+    RunDescription,
+    UploadOrder,
+)
 
 _BLOBS = "/rpc/v1/blobs"
 _ARCHIVES = "/rpc/v1/archives"
+_UPLOADS = "/rpc/v1/uploads"
+_RUNS = "/rpc/v1/runs"
 _HEALTH = "/rpc/v1/health"
 
-_Answer = TypeVar("_Answer", bound=BaseModel)
-
 
 @dataclass(frozen=True, slots=True)
-class CallPolicy:
-    """Bounds of a call, in seconds. A retry waits for a random part of a time that doubles from ``first_wait``."""
+class Deadlines:
+    """Seconds for a call, retries included: ``plan`` for an archive's, ``complete`` for an upload's, ``ask`` else."""
 
-    connect_timeout: float = 5.0
-    stat_timeout: float = 40.0
-    plan_timeout: float = 600.0
-    retries: int = 2
-    first_wait: float = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    operation: str
-    method: str
-    path: str
-    timeout: float
-    request_id: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None
-
-
-class _Unanswered(Exception):
-    """Nothing came back that says what became of the request; ``error`` is what that means in the end."""
-
-    def __init__(self, error: ServiceError) -> None:
-        super().__init__(error.detail)
-        self.error = error
+    ask: float = 40.0
+    plan: float = 600.0
+    complete: float = 120.0
 
 
 class ProxyClient:
-    """Asks the proxy at ``rpc_url`` over ``session``, which stays its owner's to close."""
+    """The proxy, as the manager knows it. Every method raises as the proxy says, and as `RpcTransport.ask`."""
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        metrics: ProxyCallMetrics,
-        *,
-        rpc_url: str,
-        rpc_secret: str,
-        policy: CallPolicy,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        self._session = session
-        self._metrics = metrics
-        self._rpc_url = rpc_url
-        self._headers = {"Authorization": f"Bearer {rpc_secret}"}
-        self._policy = policy
-        self._jitter = jitter
+    def __init__(self, transport: RpcTransport, deadlines: Deadlines) -> None:
+        self._transport = transport
+        self._deadlines = deadlines
 
     async def stat_blob(self, address: BlobAddress, *, request_id: str) -> BlobDescription:
-        """The blob as it is now. Raises as the proxy says, and `StorageUnavailable` or `StorageTimeout`."""
-        query = {"bucket": address.bucket, "key": address.key}
-        timeout = self._policy.stat_timeout
-        return await self._ask(_Call("stat_blob", "GET", _BLOBS, timeout, request_id, query), BlobDescription)
+        """The blob as it is now."""
+        call = Call("stat_blob", "GET", _BLOBS, self._deadlines.ask, request_id, query=_query(address))
+        return await self._transport.ask(call, BlobDescription)
 
-    async def plan_archive(self, selection: ArchiveSelection, *, request_id: str) -> PlannedArchive:
-        """The archive of ``selection``, decided and kept; asking again gives the same one. Raises as `stat_blob`."""
-        body = selection.model_dump_json(exclude_none=True).encode()
-        timeout = self._policy.plan_timeout
-        call = _Call("plan_archive", "POST", _ARCHIVES, timeout, request_id, body=body)
-        return await self._ask(call, PlannedArchive)
+    async def plan_archive(self, selection: ArchiveSelection, access: RunAccess, *, request_id: str) -> PlannedArchive:
+        """The archive of ``selection``, decided and kept; asking again gives the same one.
+
+        A run is told apart by ``access``; entries and prefixes are the caller's to check.
+        """
+        wanted = PlanRequest(**_fields(selection), buckets=None if selection.run_id is None else access.buckets)
+        call = Call("plan_archive", "POST", _ARCHIVES, self._deadlines.plan, request_id, body=_body(wanted))
+        return await self._transport.ask(call, PlannedArchive)
+
+    async def prepare_upload(self, order: UploadOrder, *, request_id: str) -> PreparedUpload:
+        """The upload, announced: where it is to be sent."""
+        call = Call("prepare_upload", "POST", _UPLOADS, self._deadlines.ask, request_id, body=_body(order))
+        return await self._transport.ask(call, PreparedUpload)
+
+    async def complete_upload(self, upload_id: str, access: RunAccess, *, request_id: str) -> RunBlob:
+        """The record of the upload's blob, verified now."""
+        path = f"{_UPLOADS}/{_segment(upload_id)}/complete"
+        timeout = self._deadlines.complete
+        call = Call("complete_upload", "POST", path, timeout, request_id, query=_query(access))
+        return await self._transport.ask(call, RunBlob)
+
+    async def describe_run(self, run_id: str, access: RunAccess, *, request_id: str) -> RunDescription:
+        """The run as it is now."""
+        path = f"{_RUNS}/{_segment(run_id)}"
+        call = Call("describe_run", "GET", path, self._deadlines.ask, request_id, query=_query(access))
+        return await self._transport.ask(call, RunDescription)
+
+    async def list_run_blobs(self, run_id: str, page: RunBlobsPage, access: RunAccess, *, request_id: str) -> RunBlobs:
+        """A page of the run's blobs."""
+        path = f"{_RUNS}/{_segment(run_id)}/blobs"
+        query = _query(RunBlobsQuery(**_fields(page), buckets=access.buckets))
+        call = Call("list_run_blobs", "GET", path, self._deadlines.ask, request_id, query=query)
+        return await self._transport.ask(call, RunBlobs)
+
+    async def delete_run(self, run_id: str, access: RunAccess, *, request_id: str) -> RunDescription:
+        """The run, hidden from now on."""
+        path = f"{_RUNS}/{_segment(run_id)}"
+        call = Call("delete_run", "DELETE", path, self._deadlines.ask, request_id, query=_query(access))
+        return await self._transport.ask(call, RunDescription)
 
     async def probe(self) -> None:
         """Whether the proxy answers and accepts our secret; one try. Raises `StorageUnavailable` with the reason."""
-        call = _Call("probe", "GET", _HEALTH, self._policy.stat_timeout, "probe")
         try:
-            async with asyncio.timeout(call.timeout), self._send(call) as response:
-                status = response.status
+            status = await self._transport.status_of(Call("probe", "GET", _HEALTH, self._deadlines.ask, "probe"))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StorageUnavailable("cannot be reached") from error
         if status == 401:
@@ -108,76 +110,22 @@ class ProxyClient:
         if status != 200:
             raise StorageUnavailable(f"answers {status}")
 
-    async def _ask(self, call: _Call, model: type[_Answer]) -> _Answer:
-        started = time.monotonic()
-        try:
-            return _parsed(await self._answer(call), model)
-        except ServiceError as error:
-            self._metrics.errors.labels(call.operation, error.code).inc()
-            raise
-        finally:
-            self._metrics.seconds.labels(call.operation).observe(time.monotonic() - started)
 
-    async def _answer(self, call: _Call) -> bytes:
-        """The body of the answer, once there is one."""
-        error: ServiceError = StorageTimeout("The storage proxy did not answer in time")
-        try:
-            async with asyncio.timeout(call.timeout):
-                for attempt in range(self._policy.retries + 1):
-                    if attempt:
-                        self._metrics.retries.labels(call.operation).inc()
-                        await asyncio.sleep(self._policy.first_wait * 2 ** (attempt - 1) * self._jitter())
-                    try:
-                        return await self._try(call)
-                    except _Unanswered as unanswered:
-                        error = unanswered.error
-        except TimeoutError as cause:
-            raise error from cause
-        raise error
-
-    async def _try(self, call: _Call) -> bytes:
-        try:
-            async with self._send(call) as response:
-                body = await _read(response)
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-            raise _Unanswered(StorageUnavailable("The storage proxy cannot be reached")) from error
-        except aiohttp.ClientError as error:
-            raise StorageError("The storage proxy gave an answer that is not understood") from error
-        if response.status in (200, 201):
-            return body
-        if response.status == 503 and response.content_type != PROBLEM_CONTENT_TYPE:
-            raise _Unanswered(StorageUnavailable("The storage proxy is unavailable"))  # a balancer's word
-        problem = error_of(response.status, response.content_type, response.headers.get("Retry-After"), body)
-        if isinstance(problem, ShuttingDown):  # the next connection reaches another replica
-            raise _Unanswered(StorageUnavailable("The storage proxy is shutting down"))
-        raise problem
-
-    def _send(self, call: _Call) -> "aiohttp.client._RequestContextManager":
-        headers = {**self._headers, REQUEST_ID_HEADER: call.request_id}
-        if call.body is not None:
-            headers["Content-Type"] = "application/json"
-        return self._session.request(
-            call.method,
-            self._rpc_url + call.path,
-            params=call.query,
-            data=None if call.body is None else io.BytesIO(call.body),  # aiohttp wants large bodies as files
-            headers=headers,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._policy.connect_timeout),
-        )
+def _fields(model: BaseModel) -> dict[str, Any]:
+    """The fields as they are: without checking a hundred thousand entries again."""
+    return {name: getattr(model, name) for name in type(model).model_fields}
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            raise StorageError("The storage proxy's answer is too long")
-    return bytes(body)
+def _body(model: BaseModel) -> bytes:
+    return model.model_dump_json(exclude_none=True).encode()
 
 
-def _parsed(body: bytes, model: type[_Answer]) -> _Answer:
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        raise StorageError("The storage proxy gave an answer that is not understood") from error
+def _query(model: BaseModel) -> dict[str, str]:
+    """The fields as parameters: what is none is left out, what is no text is written as in JSON."""
+    fields = model.model_dump(mode="json", exclude_none=True)
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+
+
+def _segment(text: str) -> str:
+    """``text`` as one segment of a path, whatever is in it."""
+    return quote(text, safe="")

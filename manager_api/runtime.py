@@ -12,10 +12,12 @@ from prometheus_client import CollectorRegistry
 
 from manager_api.access import BucketAccess
 from manager_api.app import manager_listener
-from manager_api.handlers import ManagerHandlers
+from manager_api.link_handlers import LinkHandlers
 from manager_api.links import LinkMaker
 from manager_api.metrics import ProxyCallMetrics
-from manager_api.proxy_client import CallPolicy, ProxyClient
+from manager_api.proxy_client import Deadlines, ProxyClient
+from manager_api.rpc_transport import RetryPolicy, RpcTransport
+from manager_api.run_handlers import RunHandlers
 from manager_api.settings import ManagerSettings, ManagerTokenSettings, ProxyConnectionSettings
 from storage_proxy.common.service.listener import Listener
 from storage_proxy.common.service.operations import Health
@@ -55,7 +57,8 @@ async def open_manager(settings: ManagerSettings) -> AsyncIterator[Manager]:
         listener = manager_listener(
             settings.listen,
             api_keys={key.name: key.secret.get_secret_value() for key in settings.api_keys},
-            handlers=ManagerHandlers(proxy, links, access),
+            links=LinkHandlers(proxy, links, access),
+            runs=RunHandlers(proxy, links, access),
             health=health,
             registry=registry,
         )
@@ -65,13 +68,19 @@ async def open_manager(settings: ManagerSettings) -> AsyncIterator[Manager]:
 def _proxy_client(
     settings: ProxyConnectionSettings, session: aiohttp.ClientSession, metrics: ProxyCallMetrics
 ) -> ProxyClient:
-    policy = CallPolicy(
-        connect_timeout=settings.rpc_connect_timeout_seconds,
-        stat_timeout=settings.rpc_timeout_seconds,
-        plan_timeout=settings.rpc_plan_timeout_seconds,
+    transport = RpcTransport(
+        session,
+        metrics,
+        rpc_url=settings.rpc_url,
+        rpc_secret=settings.rpc_secret.get_secret_value(),
+        policy=RetryPolicy(connect_timeout=settings.rpc_connect_timeout_seconds),
     )
-    secret = settings.rpc_secret.get_secret_value()
-    return ProxyClient(session, metrics, rpc_url=settings.rpc_url, rpc_secret=secret, policy=policy)
+    deadlines = Deadlines(
+        ask=settings.rpc_timeout_seconds,
+        plan=settings.rpc_plan_timeout_seconds,
+        complete=settings.rpc_complete_timeout_seconds,
+    )
+    return ProxyClient(transport, deadlines)
 
 
 def _link_maker(settings: ManagerTokenSettings, client_url: str) -> LinkMaker:

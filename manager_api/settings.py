@@ -38,9 +38,11 @@ class ProxyConnectionSettings(Section):
     client_url: BaseUrl = "http://127.0.0.1:6021"
     rpc_connect_timeout_seconds: Seconds = 5.0
     rpc_timeout_seconds: Seconds = 40.0
-    """For the description of one blob, retries included."""
+    """For what is asked about one blob or one run, retries included."""
     rpc_plan_timeout_seconds: Seconds = 600.0
     """For the plan of an archive, retries included."""
+    rpc_complete_timeout_seconds: Seconds = 120.0
+    """For the verification of an upload, which may read it whole, retries included."""
     rpc_max_connections: Annotated[int, Field(ge=1, le=10_000)] = 100
 
 

@@ -19,6 +19,8 @@ from storage_proxy.common.wire import RUN_ID_PATTERN, RunId, Wire
 RUNS_PREFIX = "runs/"
 """Keys under it belong to runs: they are visible through the records alone."""
 MAX_ATTRIBUTES_BYTES = 16 << 10
+MAX_ATTRIBUTES_DEPTH = 32
+"""Objects and lists within each other. A parser has its own bound: what one message may hold, a list must hold, too."""
 
 _RUN_ID = re.compile(RUN_ID_PATTERN.removesuffix("$"))
 
@@ -83,7 +85,20 @@ class BlobRefPayload(Wire):
     def _attributes_are_small(cls, attributes: dict[str, Any] | None) -> dict[str, Any] | None:
         if attributes is not None and len(json.dumps(attributes)) > MAX_ATTRIBUTES_BYTES:
             raise ValueError(f"has more than {MAX_ATTRIBUTES_BYTES} bytes")
+        if _is_deeper(attributes, MAX_ATTRIBUTES_DEPTH):
+            raise ValueError(f"is nested more than {MAX_ATTRIBUTES_DEPTH} deep")
         return attributes
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether ``value`` has objects and lists more than ``depth`` within each other."""
+    layer = [value]
+    for _ in range(depth + 1):
+        containers = [each for each in layer if isinstance(each, dict | list)]
+        if not containers:
+            return False
+        layer = [member for each in containers for member in (each.values() if isinstance(each, dict) else each)]
+    return True
 
 
 class BlobRef(_Event):

@@ -10,10 +10,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
@@ -153,9 +151,9 @@ class UploadTarget(Wire):
     run_id: RunId
     path: BlobPath
     bucket: BucketName = DEFAULT_BUCKET
-    content_type: ContentType | None = None
-    size: Size | None = None
-    crc32: Crc32Hex | None = Field(default=None, description="CRC-32 of the content.")
+    content_type: ContentType | None = Field(default=None, description="The content's media type.")
+    size: Size | None = Field(default=None, description="Bytes of the content.")
+    crc32: Crc32Hex | None = Field(default=None, description="CRC-32 of the content, 8 lower-case hex digits.")
 
 
 class UploadOrder(UploadTarget):
@@ -186,6 +184,10 @@ class RunAccess(Wire):
         return self.buckets is None or bucket is None or bucket in self.buckets.split(",")
 
 
+class PlanRequest(ArchiveSelection, RunAccess):
+    """A selection, for an API key: a run that it may not see does not exist."""
+
+
 class BlobStateFilter(StrEnum):
     """Which of a run's blobs are listed."""
 
@@ -199,9 +201,9 @@ class BlobStateFilter(StrEnum):
 class RunBlobsPage(Wire):
     """Which page of a run's blobs."""
 
-    state: BlobStateFilter = BlobStateFilter.VERIFIED
+    state: BlobStateFilter = Field(default=BlobStateFilter.VERIFIED, description="Only blobs of this state.")
     limit: Annotated[int, Field(ge=1, le=1000)] = Field(default=1000, description="Blobs of a page, at most.")
-    cursor: Annotated[str, Field(max_length=8192)] | None = Field(
+    cursor: Annotated[str, Field(max_length=4096, pattern=r"^[!-~]+$")] | None = Field(
         default=None, description="`next_cursor` of the page before."
     )
     uris: bool = Field(default=False, description="Whether each verified blob comes with an encrypted URI.")
@@ -219,19 +221,16 @@ class RunBlob(Wire):
     bucket: str
     size: int | None = Field(description="Bytes.")
     etag: str | None = Field(description="With its quotes.")
-    crc32: Crc32Hex | None
+    crc32: Crc32Hex | None = Field(description="CRC-32 of the content, null where it is not known.")
     content_type: str | None
     state: str = Field(description="`verified`, `pending`, `rejected` or `expired`.")
     created_at: Timestamp
-    attributes: dict[str, Any]
-    uri: str | None = Field(default=None, description="Encrypted, for /blob-batch; only when asked for.")
-
-    @model_serializer(mode="wrap")
-    def _without_an_absent_uri(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = write(self)
-        if self.uri is None:
-            written.pop("uri", None)
-        return written
+    attributes: dict[str, Any] = Field(description="As its producer announced them.")
+    uri: str | None = Field(
+        default=None,
+        exclude_if=lambda uri: uri is None,
+        description="Encrypted, for /blob-batch; absent unless it was asked for.",
+    )
 
 
 class RunBlobs(Wire):
@@ -248,4 +247,4 @@ class RunDescription(Wire):
     bucket: str | None = Field(description="Where its blobs are, null when it never had one.")
     state: str = Field(description="`active`, `deleting` or `deleted`.")
     blobs: int = Field(description="Verified blobs.")
-    bytes: int
+    bytes: int = Field(description="Bytes of these.")

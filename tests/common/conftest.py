@@ -24,6 +24,10 @@ class Parcel(BaseModel):
     number: int = 1
 
 
+class Nothing(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
 class Shelf(BaseModel):
     shelf: int
 
@@ -53,6 +57,10 @@ class Rooms:
     async def shelf(self, path: Shelf) -> Shelf:
         """Give the path back."""
         return path
+
+    @endpoint("POST", "/knock")
+    async def knock(self, body: Nothing) -> None:
+        """Take a body without fields."""
 
     @endpoint("GET", "/nothing")
     async def nothing(self) -> None:

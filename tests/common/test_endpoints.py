@@ -98,6 +98,24 @@ async def test_a_path_is_parsed(client: aiohttp.ClientSession, url: str) -> None
         assert (await answer.json(content_type=None))["errors"][0]["loc"] == ["shelf"]
 
 
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (None, {}, 204),
+        (b"", {"Content-Type": "application/x-www-form-urlencoded"}, 204),
+        (b"{}", JSON, 204),
+        (b'{"nope": 1}', JSON, 400),
+        (b"{}", {"Content-Type": "text/plain"}, 415),
+        (b" ", JSON, 400),
+    ],
+)
+async def test_a_body_without_fields_may_be_empty(
+    client: aiohttp.ClientSession, url: str, body: bytes | None, headers: dict[str, str], status: int
+) -> None:
+    async with client.post(f"{url}/knock", data=body, headers=headers) as answer:
+        assert answer.status == status
+
+
 async def test_no_answer_is_204(client: aiohttp.ClientSession, url: str) -> None:
     async with client.get(f"{url}/nothing") as answer:
         assert (answer.status, await answer.read()) == (204, b"")

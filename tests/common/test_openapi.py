@@ -28,6 +28,14 @@ class Wanted(BaseModel):
     order: int = Field(description="Its number.")
 
 
+class Page(BaseModel):
+    cursor: str | None = Field(default=None, description="Where it goes on.")
+
+
+class Nothing(BaseModel):
+    pass
+
+
 class Shop:
     @endpoint("POST", "/orders", status=201, errors=(StorageUnavailable,))
     async def order(self, body: Order) -> Item:
@@ -37,6 +45,16 @@ class Shop:
     @endpoint("GET", "/orders/{order}")
     async def show(self, path: Wanted) -> Order:
         """Show."""
+        raise NotImplementedError
+
+    @endpoint("GET", "/orders/{order}/items")
+    async def items(self, path: Wanted, query: Page) -> Order:
+        """List."""
+        raise NotImplementedError
+
+    @endpoint("POST", "/orders/{order}/send")
+    async def send(self, path: Wanted, body: Nothing) -> Item:
+        """Send."""
         raise NotImplementedError
 
     @endpoint("GET", "/open")
@@ -88,10 +106,20 @@ def test_every_reference_of_the_document_leads_somewhere(document: dict) -> None
 
 def test_operations_have_ids_of_their_own(document: dict) -> None:
     ids = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
-    assert ids == ["post_orders", "get_orders_order", "get_open"]
+    assert ids == ["post_orders", "get_orders_order", "get_orders_order_items", "post_orders_order_send", "get_open"]
 
 
-class Page(HTMLParser):
+def test_a_body_without_fields_may_be_left_out(document: dict) -> None:
+    assert document["paths"]["/orders"]["post"]["requestBody"]["required"] is True
+    assert document["paths"]["/orders/{order}/send"]["post"]["requestBody"]["required"] is False
+
+
+def test_the_parameters_of_a_path_come_first(document: dict) -> None:
+    parameters = document["paths"]["/orders/{order}/items"]["get"]["parameters"]
+    assert [(each["name"], each["in"]) for each in parameters] == [("order", "path"), ("cursor", "query")]
+
+
+class Shown(HTMLParser):
     """What a browser would see: the tags, and the text."""
 
     def __init__(self, page: str) -> None:
@@ -108,7 +136,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_shows_operations_fields_answers_and_an_example(document: dict) -> None:
-    text = Page(docs_page(document)).text
+    text = Shown(docs_page(document)).text
     for shown in (
         "/orders/{order}",
         "items[].weight",
@@ -122,15 +150,38 @@ def test_the_page_shows_operations_fields_answers_and_an_example(document: dict)
     assert """-d '{"items": []}'""" in text
 
 
+def test_an_example_has_no_parameter_of_the_path_in_its_query(document: dict) -> None:
+    text = Shown(docs_page(document)).text
+    assert 'curl -sS "$API/orders/…"' in text
+    assert 'curl -sS "$API/orders/…/items"' in text
+    assert "{order}/items?" not in text
+
+
+def test_an_example_has_no_body_where_none_is_needed(document: dict) -> None:
+    text = Shown(docs_page(document)).text
+    assert text.count("-d '") == 1
+
+
+def test_a_parameter_is_never_null(document: dict) -> None:
+    assert (
+        "string or null" not in Shown(docs_page({**document, "paths": _only(document, "/orders/{order}/items")})).text
+    )
+
+
+def _only(document: dict, path: str) -> dict:
+    operation = dict(document["paths"][path]["get"], responses={})
+    return {path: {"get": operation}}
+
+
 def test_the_page_escapes_every_text(document: dict) -> None:
-    page = Page(docs_page(document))
+    page = Shown(docs_page(document))
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "b", "img", "iframe", "form", "shop"})
     assert "<script>alert('x')</script>" in page.text
     assert "<b>none</b>" in page.text
 
 
 def test_the_page_loads_nothing(document: dict) -> None:
-    for tag, attributes in Page(docs_page(document)).tags:
+    for tag, attributes in Shown(docs_page(document)).tags:
         assert "src" not in attributes
         assert "style" not in attributes
         assert not any(name.startswith("on") for name in attributes)

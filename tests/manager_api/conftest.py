@@ -16,9 +16,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 from multidict import CIMultiDictProxy
+from yarl import URL
 
 from manager_api.runtime import open_manager
 from manager_api.settings import ManagerSettings
+from storage_proxy.common.service.listener import MAX_LINE_BYTES
 
 API_KEY = "dev-only-api-key-0123456789abcdef0123"
 MEDIA_KEY = "dev-only-media-key-0123456789abcdef01"
@@ -34,6 +36,19 @@ BLOB = {
     "content_type": "text/plain",
     "crc32": "0123abcd",
 }
+RECORD = {
+    "path": "out/a.csv",
+    "key": "runs/r1/out/a.csv",
+    "bucket": "default",
+    "size": 5,
+    "etag": '"e1"',
+    "crc32": "0123abcd",
+    "content_type": "text/csv",
+    "state": "verified",
+    "created_at": "2024-02-29T11:05:07Z",
+    "attributes": {"step": [1, {"a": None}]},
+}
+DIGEST = "0123456789abcdef" * 2
 PLANNED = {
     "manifest": "sha256:" + "ab" * 32,
     "entries": 2,
@@ -81,10 +96,37 @@ class FakeProxy:
                 return web.json_response(BLOB | dict(request.query))
             case "/rpc/v1/archives":
                 return web.json_response(PLANNED)
+            case "/rpc/v1/uploads":
+                return web.json_response(prepared(body))
+        match request.method, request.path.split("/")[3:]:
+            case "POST", ["uploads", _, "complete"]:
+                return web.json_response(RECORD)
+            case "GET", ["runs", run_id]:
+                return web.json_response(described(run_id))
+            case "GET", ["runs", _, "blobs"]:
+                return web.json_response({"blobs": [RECORD], "next_cursor": "c2"})
+            case "DELETE", ["runs", run_id]:
+                return web.json_response(described(run_id) | {"state": "deleting"}, status=202)
         return problem(404, "not-found")
 
     def _knows(self, request: web.Request) -> bool:
         return request.headers.get("Authorization") == f"Bearer {RPC_SECRET}"
+
+
+def prepared(order: dict[str, Any], url: str | None = None) -> dict[str, Any]:
+    """What the proxy says of an upload; without ``url`` it goes through the proxy."""
+    return {
+        "upload_id": f"{order['run_id']}~{DIGEST}",
+        "bucket": order["bucket"],
+        "key": f"runs/{order['run_id']}/{order['path']}",
+        "url": url,
+        "headers": {"Content-Type": "text/csv"},
+        "expires_at": "2024-02-29T11:05:07Z",
+    }
+
+
+def described(run_id: str) -> dict[str, Any]:
+    return {"run_id": run_id, "bucket": "default", "state": "active", "blobs": 2, "bytes": 10}
 
 
 def problem(status: int, code: str, headers: dict[str, str] | None = None, **members: Any) -> web.Response:
@@ -110,7 +152,9 @@ async def proxy() -> AsyncIterator[FakeProxy]:
     fake = FakeProxy()
     app = web.Application(client_max_size=1 << 28)
     app.router.add_route("*", "/{path:.*}", fake.answer)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1, max_line_size=MAX_LINE_BYTES
+    )
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     fake.url = "http://{}:{}".format(*runner.addresses[0][:2])
@@ -135,6 +179,11 @@ class Caller:
     ) -> tuple[int, dict[str, Any], CIMultiDictProxy[str]]:
         return await self._ask("POST", path, key, data=io.BytesIO(json.dumps(body).encode()), **kw)
 
+    async def delete(
+        self, path: str, key: str | None = API_KEY, **kw: Any
+    ) -> tuple[int, dict[str, Any], CIMultiDictProxy[str]]:
+        return await self._ask("DELETE", path, key, **kw)
+
     async def _ask(
         self, method: str, path: str, key: str | None, **kw: Any
     ) -> tuple[int, dict[str, Any], CIMultiDictProxy[str]]:
@@ -143,7 +192,9 @@ class Caller:
             | kw.pop("headers", {})
             | ({} if key is None else {"Authorization": f"Bearer {key}"})
         )
-        async with self.session.request(method, self.url + path, headers=headers, **kw) as answer:
+        async with self.session.request(
+            method, URL(self.url + path, encoded="%" in path), headers=headers, **kw
+        ) as answer:
             return answer.status, await answer.json(content_type=None), answer.headers
 
 

@@ -3,7 +3,9 @@ import json
 import pytest
 
 
-@pytest.mark.parametrize("path", ["/v1/blobs?key=a", "/v1/tokens/blob", "/nothing-here", "/v1/"])
+@pytest.mark.parametrize(
+    "path", ["/v1/blobs?key=a", "/v1/tokens/blob", "/v1/uploads", "/v1/runs/r1", "/nothing-here", "/v1/"]
+)
 async def test_everything_but_the_open_paths_needs_a_key(caller, proxy, path: str) -> None:
     for key in (None, "wrong", ""):
         status, answer, headers = await caller.get(path, key=key)
@@ -30,6 +32,11 @@ async def test_the_document_has_every_route_of_this_api(caller) -> None:
         ("get", "/v1/blobs"),
         ("post", "/v1/tokens/blob"),
         ("post", "/v1/tokens/archive"),
+        ("post", "/v1/uploads"),
+        ("post", "/v1/uploads/{upload_id}/complete"),
+        ("get", "/v1/runs/{run_id}"),
+        ("get", "/v1/runs/{run_id}/blobs"),
+        ("delete", "/v1/runs/{run_id}"),
         ("get", "/health/live"),
         ("get", "/health/ready"),
         ("get", "/metrics"),
@@ -40,7 +47,7 @@ async def test_the_document_has_every_route_of_this_api(caller) -> None:
 
 async def test_the_examples_of_the_document_are_accepted(caller) -> None:
     _, document, _ = await caller.get("/openapi.json", key=None)
-    for path in ("/v1/tokens/blob", "/v1/tokens/archive"):
+    for path in ("/v1/tokens/blob", "/v1/tokens/archive", "/v1/uploads"):
         schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         (example,) = document["components"]["schemas"][schema.rpartition("/")[2]]["examples"]
         status, answer, _ = await caller.post(path, example)

@@ -105,7 +105,7 @@ def _parameters(document: Json, parameters: list[Json]) -> str:
     fields = [
         Field(
             each["name"],
-            type_of(document, each["schema"]),
+            type_of(document, each["schema"]).removesuffix(" or null"),  # a URL cannot say null
             required=each["required"],
             default=each["schema"].get("default"),
             description=each["description"],
@@ -116,7 +116,7 @@ def _parameters(document: Json, parameters: list[Json]) -> str:
 
 
 def _body(document: Json, operation: Json) -> str:
-    if "requestBody" not in operation:
+    if not operation.get("requestBody", {}).get("required"):
         return ""
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     return f"<h4>Body</h4>{_table(fields_of(document, schema))}"
@@ -152,13 +152,15 @@ def _table(fields: list[Field]) -> str:
 
 def curl_of(document: Json, method: str, path: str, operation: Json) -> str:
     """A request for ``operation`` that a reader can paste."""
-    names = [each["name"] for each in operation["parameters"] if each["required"]]
+    names = [each["name"] for each in operation["parameters"] if each["required"] and each["in"] == "query"]
+    for each in operation["parameters"]:
+        path = path.replace(f"{{{each['name']}}}", "…")
     query = "?" + "&".join(f"{name}=…" for name in names) if names else ""
     verb = "" if method == "GET" else f" -X {method}"
     lines = [f'curl -sS{verb} "$API{path}{query}"']
     if operation["security"]:
         lines.append('-H "Authorization: Bearer $KEY"')
-    if "requestBody" in operation:
+    if operation.get("requestBody", {}).get("required"):
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
         lines += ["-H 'Content-Type: application/json'", f"-d '{_shown(example_of(document, schema))}'"]
     return " \\\n  ".join(lines)

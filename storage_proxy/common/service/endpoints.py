@@ -61,8 +61,8 @@ def endpoint(
     """Mark a method as the handler of ``method path``.
 
     Its parameters are chosen by name: ``body``, ``query``, ``path`` and ``claims`` are Pydantic models,
-    ``request`` is the request itself. It returns a model (sent as JSON with ``status``), None (an empty body)
-    or a response. A GET answers HEAD, too.
+    ``request`` is the request itself. A body of a model without fields may be empty. It returns a model (sent as JSON
+    with ``status``), None (an empty body) or a response. A GET answers HEAD, too.
     """
 
     def mark(function: _Method) -> _Method:
@@ -124,6 +124,8 @@ async def _parse(request: web.Request, part: str, model: type[BaseModel], claims
             raise TokenWrongOperation(f"The token is for {claims.op}")
         return claims
     try:
+        if part == "body" and not model.model_fields and not request.body_exists:
+            return model()
         if part == "body":
             return _from_json(model, await _json_body(request))
         if part == "query":

@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 _REF = "#/components/schemas/"
 _SECURITY = "bearer"
-_PARAMETERS = {"query": "query", "path": "path"}
+_PARAMETERS = {"path": "path", "query": "query"}
 
 
 def openapi_document(
@@ -93,8 +93,12 @@ def _operation(each: Endpoint, tag: str, schemas: _Schemas, *, secured: bool) ->
     if each.description:
         operation["description"] = each.description
     if "body" in each.parts:
-        schema = schemas.ref(each.parts["body"], "validation")
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        body = each.parts["body"]
+        schema = schemas.ref(body, "validation")
+        operation["requestBody"] = {
+            "required": bool(body.model_fields),
+            "content": {"application/json": {"schema": schema}},
+        }
     return operation
 
 

@@ -1,4 +1,4 @@
-"""The routes of the manager API: who may, under which name, for how long; everything about storage asks the proxy.
+"""The routes of blobs and links: who may, under which name, for how long; everything about storage asks the proxy.
 
 The law: what this program can refuse itself is refused before the proxy is asked, and a limit that nothing enforces
 yet is never promised.
@@ -10,7 +10,7 @@ from aiohttp import web
 
 from manager_api.access import BucketAccess
 from manager_api.links import LinkMaker
-from manager_api.models import MintArchive, MintBlob, MintedArchive, MintedBlob, MintOptions
+from manager_api.models import MintArchive, MintBlob, MintedArchive, MintedBlob, MintOptions, Nothing
 from manager_api.proxy_client import ProxyClient
 from storage_proxy.common.errors import (
     BlobNotFound,
@@ -18,7 +18,9 @@ from storage_proxy.common.errors import (
     DuplicateName,
     FieldError,
     InvalidRequest,
+    RunNotFound,
     SelectionTooLarge,
+    StateUnavailable,
     StorageError,
     StorageTimeout,
     StorageUnavailable,
@@ -34,13 +36,13 @@ from storage_proxy.common.wire import BlobAddress, BlobDescription
 DEFAULT_ARCHIVE_FILENAME = "archive.zip"
 
 _STAT_ERRORS = (UnsafeName, BlobNotFound, BucketNotFound, StorageError, StorageUnavailable, StorageTimeout)
-_PLAN_ERRORS = (*_STAT_ERRORS, DuplicateName, SelectionTooLarge)
+_PLAN_ERRORS = (*_STAT_ERRORS, RunNotFound, DuplicateName, SelectionTooLarge, StateUnavailable)
 _NOT_ENFORCED = "is not enforced by this version, so it is not promised"
 _NOT_SUPPORTED = "is not supported by this version"
 
 
-class ManagerHandlers:
-    """The endpoints that need an API key."""
+class LinkHandlers:
+    """The endpoints of blobs and of links to them."""
 
     def __init__(self, proxy: ProxyClient, links: LinkMaker, access: BucketAccess) -> None:
         self._proxy = proxy
@@ -56,7 +58,7 @@ class ManagerHandlers:
         return await self._described(request, query)
 
     @endpoint("POST", "/v1/tokens/blob", status=201, errors=_STAT_ERRORS)
-    async def mint_blob(self, request: web.Request, body: MintBlob) -> MintedBlob:
+    async def mint_blob(self, request: web.Request, query: Nothing, body: MintBlob) -> MintedBlob:
         """Make a link to one blob.
 
         The link is not pinned: it serves the blob as it is at each download.
@@ -81,7 +83,7 @@ class ManagerHandlers:
         )
 
     @endpoint("POST", "/v1/tokens/archive", status=201, errors=_PLAN_ERRORS)
-    async def mint_archive(self, request: web.Request, body: MintArchive) -> MintedArchive:
+    async def mint_archive(self, request: web.Request, query: Nothing, body: MintArchive) -> MintedArchive:
         """Make a link to many blobs as one archive.
 
         What is selected is resolved now and pinned: every download gives the same bytes, and a blob that changes
@@ -92,8 +94,10 @@ class ManagerHandlers:
         await asyncio.to_thread(check_selection, selection)
         _refuse_unsupported(body)
         expires_in = self._lifetime(body)
-        self._access.require_all(request[CALLER], selection)
-        planned = await self._proxy.plan_archive(selection, request_id=request[REQUEST_ID])
+        caller = request[CALLER]
+        self._access.require_all(caller, selection)
+        access = self._access.to_runs(caller)
+        planned = await self._proxy.plan_archive(selection, access, request_id=request[REQUEST_ID])
         grant = ArchiveGrant(
             bucket=body.bucket,
             filename=filename,
@@ -140,7 +144,6 @@ def _safe_filename(filename: str) -> str:
 
 def _refuse_unsupported(body: MintArchive) -> None:
     asked = {
-        "run_id": body.run_id is not None,
         "format": body.format is not ArchiveFormat.ZIP,
         "compression": body.compression is not Compression.STORE,
     }
