@@ -3,7 +3,7 @@
 The law: nothing else constructs a client or a backend; one of each kind per process.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -20,16 +20,29 @@ from storage_proxy.common.service.process import serve_until_signal
 from storage_proxy.common.service.request_log import log_requests
 from storage_proxy.common.tokens import TokenVerifier
 from storage_proxy.common.wire import MAX_RPC_BODY_BYTES
+from storage_proxy.downloads.archive_crcs import ArchiveCrcs
+from storage_proxy.downloads.blob_batches import BlobBatches
+from storage_proxy.downloads.blob_uris import BlobUris
+from storage_proxy.downloads.blobs import Blobs
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.downloads import Downloads
+from storage_proxy.downloads.learned_crcs import LearnedCrcs
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.planner import ArchivePlanner, PlanLimits
+from storage_proxy.downloads.run_blobs import RunBlobs
 from storage_proxy.downloads.slots import DownloadSlots
 from storage_proxy.downloads.sources import HealPolicy, Sources
+from storage_proxy.http.batch_api import MAX_BATCH_BODY_BYTES, BatchHandlers
 from storage_proxy.http.client_api import ClientHandlers, claims_from
 from storage_proxy.http.rpc_api import RPC_HEALTH_PATH, RpcHandlers
-from storage_proxy.settings import ClientSettings, ProxySettings, RpcSettings, S3BucketSettings
+from storage_proxy.http.transfers import Transfers
+from storage_proxy.settings import ClientSettings, FdbStateSettings, ProxySettings, RpcSettings, S3BucketSettings
+from storage_proxy.state.fdb_client import FdbOptions
+from storage_proxy.state.fdb_engine import open_foundationdb
+from storage_proxy.state.port import KeyValueStore
+from storage_proxy.state.records import Records
+from storage_proxy.state.sqlite import SqliteOptions, open_sqlite
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.local import LocalBlobStore
 from storage_proxy.stores.port import BlobStore
@@ -64,9 +77,15 @@ async def open_proxy(settings: ProxySettings) -> AsyncIterator[Proxy]:
         buckets = await _open_buckets(settings, stack)
         registry = CollectorRegistry()
         health = Health({f"bucket {name}": store.probe for name, store in buckets})
+        store, records = await open_state(settings, stack)
+        metrics = DownloadMetrics(registry)
+        learned = LearnedCrcs(store, records, metrics)
+        await stack.enter_async_context(learned.writing())
+        blobs = Blobs(buckets, RunBlobs(store, records))
         cache: PlanCache = BytesBoundedCache(settings.limits.plan_cache_bytes)
         planner = ArchivePlanner(
-            buckets,
+            blobs,
+            learned,
             PlanLimits(
                 max_entries=settings.limits.max_archive_entries,
                 parallel_requests=settings.mint.parallel_requests,
@@ -78,21 +97,33 @@ async def open_proxy(settings: ProxySettings) -> AsyncIterator[Proxy]:
         requests = RequestMetrics(registry)
         listeners = []
         if settings.rpc is not None:
-            listeners.append(_rpc_listener(settings.rpc, requests, RpcHandlers(buckets, planner, manifests)))
+            listeners.append(_rpc_listener(settings.rpc, requests, RpcHandlers(blobs, planner, manifests)))
         if settings.client is not None:
-            metrics = DownloadMetrics(registry)
             metrics.watch_plan_cache(cache)
             sources = Sources(buckets, HealPolicy(settings.heal.attempts, settings.heal.seconds), metrics)
-            downloads = Downloads(buckets, sources, manifests, planner, cache, redirecting=_redirecting(settings))
+            downloads = Downloads(
+                blobs, sources, manifests, planner, cache, ArchiveCrcs(learned), redirecting=_redirecting(settings)
+            )
+            batches = BlobBatches(_blob_uris(settings), blobs.runs, buckets, sources)
             slots = DownloadSlots(
                 max_downloads=settings.limits.max_concurrent_downloads,
                 max_per_token=settings.limits.max_concurrent_downloads_per_token,
             )
-            handlers = ClientHandlers(downloads, slots, metrics, stall_seconds=settings.client.stall_seconds)
+            transfers = Transfers(metrics, stall_seconds=settings.client.stall_seconds)
+            handlers = [ClientHandlers(downloads, slots, transfers), BatchHandlers(batches, slots, transfers, metrics)]
             listeners.append(_client_listener(settings, settings.client, requests, handlers, health))
         operations = Listener("operations", settings.operations.listen)
         add_endpoints(operations.app, [*endpoints_of(HealthHandlers(health)), *endpoints_of(MetricsHandlers(registry))])
         yield Proxy(listeners, operations, health)
+
+
+async def open_state(settings: ProxySettings, stack: AsyncExitStack) -> tuple[KeyValueStore, Records]:
+    """The state store and the layout of its keys. Raises `StateUnavailable` where there can be none."""
+    if isinstance(settings.state, FdbStateSettings):
+        options = FdbOptions(settings.state.cluster_file, settings.state.api_version)
+        return await stack.enter_async_context(open_foundationdb(options)), Records(settings.state.prefix)
+    settings.state.path.parent.mkdir(parents=True, exist_ok=True)
+    return await stack.enter_async_context(open_sqlite(SqliteOptions(settings.state.path))), Records()
 
 
 async def _open_buckets(settings: ProxySettings, stack: AsyncExitStack) -> Buckets:
@@ -141,6 +172,11 @@ def _redirecting(settings: ProxySettings) -> frozenset[str]:
     )
 
 
+def _blob_uris(settings: ProxySettings) -> BlobUris:
+    keys = [key.get_secret_value() for key in settings.blob_uris.keys]
+    return BlobUris(keys, ttl_seconds=settings.blob_uris.ttl_seconds)
+
+
 def _rpc_listener(rpc: RpcSettings, requests: RequestMetrics, handlers: RpcHandlers) -> Listener:
     secrets = {f"secret {index}": secret.get_secret_value() for index, secret in enumerate(rpc.secrets)}
     middlewares = (
@@ -154,13 +190,18 @@ def _rpc_listener(rpc: RpcSettings, requests: RequestMetrics, handlers: RpcHandl
 
 
 def _client_listener(
-    settings: ProxySettings, client: ClientSettings, requests: RequestMetrics, handlers: ClientHandlers, health: Health
+    settings: ProxySettings,
+    client: ClientSettings,
+    requests: RequestMetrics,
+    handlers: Sequence[object],
+    health: Health,
 ) -> Listener:
     verifier = TokenVerifier(
         settings.tokens.key_ring(), issuer=settings.tokens.issuer, audience=settings.tokens.audience
     )
     middlewares = log_requests("client", quiet_paths=HEALTH_PATHS), requests.middleware("client")
-    listener = Listener("client", client.listen, *middlewares)
-    add_endpoints(listener.app, endpoints_of(handlers, claims_of=claims_from(verifier)))
+    listener = Listener("client", client.listen, *middlewares, max_body_bytes=MAX_BATCH_BODY_BYTES)
+    for each in handlers:
+        add_endpoints(listener.app, endpoints_of(each, claims_of=claims_from(verifier)))
     add_endpoints(listener.app, endpoints_of(HealthHandlers(health)))
     return listener

@@ -186,6 +186,10 @@ class RunAccess(Wire):
         return self.buckets is None or bucket is None or bucket in self.buckets.split(",")
 
 
+class PlanRequest(ArchiveSelection, RunAccess):
+    """A selection, for an API key: a run that it may not see does not exist."""
+
+
 class BlobStateFilter(StrEnum):
     """Which of a run's blobs are listed."""
 

@@ -146,13 +146,14 @@ async def service(
         f"[buckets.{name}]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in bucket.items())
         for name, bucket in buckets.items()
     )
+    state = "" if "[state]" in more else f"[state]\npath = {json.dumps(str(directory / 'state.db'))}"
     made = []
     for index in range(proxies):
         client, rpc, operations = ports[3 * index : 3 * index + 3]
         config = directory / f"proxy{index}.toml"
         config.write_text(
             f'[client]\nlisten = "127.0.0.1:{client}"\n[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
-            f'[operations]\nlisten = "127.0.0.1:{operations}"\n[tokens]\n{_KEYS}\n{tables}\n{more}\n'
+            f'[operations]\nlisten = "127.0.0.1:{operations}"\n[tokens]\n{_KEYS}\n{tables}\n{state}\n{more}\n'
         )
         made.append(Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log"))
     config = directory / "manager.toml"
