@@ -5,7 +5,7 @@ that ends cleanly is right.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Self
@@ -73,21 +73,34 @@ async def blob_bytes(
     sources: Sources, pin: Pin, crc: int | None, start: int, stop: int, progress: Progress
 ) -> AsyncGenerator[Chunk, None]:
     """Bytes ``start`` to ``stop`` of a blob."""
-    learned: dict[int, int] = {}
     read = sources.read(pin, start, stop, heal=lambda: progress.begun)
-    async with aclosing(_checked(read, 0, pin.size, crc, start, learned)) as chunks:
+    async with aclosing(_checked(read, pin.size, crc, start)) as chunks:
         async for chunk in chunks:
             progress.has_content = True
             yield chunk
 
 
 class ArchiveBody:
-    """A slice of a planned zip. CRC-32s that the plan does not know are learned on the way to where they are needed."""
+    """A slice of a planned zip. CRC-32s that the plan does not know are learned on the way to where they are needed.
 
-    def __init__(self, archive: PlannedZip, sources: Sources, progress: Progress) -> None:
+    ``remembered`` has them by the entries' index when all were learned before; any slice can be streamed then.
+    ``learn`` is told what this body learns.
+    """
+
+    def __init__(
+        self,
+        archive: PlannedZip,
+        sources: Sources,
+        progress: Progress,
+        *,
+        remembered: Sequence[int] | None = None,
+        learn: Callable[[Pin, int], None] | None = None,
+    ) -> None:
         self._archive = archive
         self._sources = sources
         self._progress = progress
+        self._remembered = remembered
+        self._learn = learn
         self._learned: dict[int, int] = {}
 
     async def chunks(self, start: int, stop: int) -> AsyncGenerator[Chunk, None]:
@@ -119,7 +132,7 @@ class ArchiveBody:
                 continue
             block = await self._archive.block(index)
             slice_of = block.local_segments if section is Section.LOCAL else block.central_segments
-            for segment in slice_of(begin, end, self._learned.__getitem__):
+            for segment in slice_of(begin, end, self._crc):
                 if isinstance(segment, Framing):
                     yield segment.render()
                     if segment.length >= _COALESCED_BYTES // 2:
@@ -128,6 +141,10 @@ class ArchiveBody:
                 async with aclosing(self._content(block, *segment)) as chunks:
                     async for chunk in chunks:
                         yield chunk
+
+    def _crc(self, index: int) -> int:
+        """The CRC-32 of an entry that the plan has none of, whose content was streamed or is remembered."""
+        return self._learned[index] if self._remembered is None else self._remembered[index]
 
     async def _content(
         self, block: ZipBlock, index: int, row: int, start: int, stop: int
@@ -140,10 +157,18 @@ class ArchiveBody:
                 self._progress.has_content = True
                 yield text
             return
-        pin = Pin(entry.bucket, entry.key, entry.etag, entry.size)
+        pin, expected = Pin.of(entry), entry.crc32
+        if expected is None and self._remembered is not None:
+            expected = self._remembered[index]
+
+        def learned(crc: int) -> None:
+            self._learned[index] = crc
+            if self._learn is not None:
+                self._learn(pin, crc)
+
         read = self._sources.read(pin, start, stop, heal=lambda: self._progress.begun)
         try:
-            async with aclosing(_checked(read, index, entry.size, entry.crc32, start, self._learned)) as chunks:
+            async with aclosing(_checked(read, entry.size, expected, start, learned)) as chunks:
                 async for chunk in chunks:
                     self._progress.has_content = True
                     yield chunk
@@ -152,9 +177,13 @@ class ArchiveBody:
 
 
 async def _checked(
-    read: AsyncGenerator[Chunk, None], index: int, size: int, expected: int | None, start: int, learned: dict[int, int]
+    read: AsyncGenerator[Chunk, None],
+    size: int,
+    expected: int | None,
+    start: int,
+    learned: Callable[[int], None] | None = None,
 ) -> AsyncGenerator[Chunk, None]:
-    """The chunks of ``read``; one that is whole is compared with ``expected``, or its CRC-32 goes to ``learned``."""
+    """The chunks of ``read``; one that is whole is compared with ``expected``, or ``learned`` is told its CRC-32."""
     position, crc = 0, 0
     async with aclosing(read):
         async for chunk in read:
@@ -164,5 +193,6 @@ async def _checked(
                 if position == size:
                     if expected is not None and crc != expected:
                         raise StorageError("A blob's content contradicts its CRC-32")
-                    learned[index] = crc
+                    if expected is None and learned is not None:
+                        learned(crc)
             yield chunk

@@ -3,12 +3,12 @@
 The law: a blob and an archive are one kind of thing; everything that can fail is asked before the first byte.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from storage_proxy.common.errors import BlobNotFound, InvalidRequest
-from storage_proxy.common.names import RESERVED_PREFIX, require_safe_key, unsafe_filename_reason
+from storage_proxy.common.errors import BlobChanged, InvalidRequest
+from storage_proxy.common.names import unsafe_filename_reason
 from storage_proxy.common.tokens import (
     ArchiveFormat,
     ArchiveGrant,
@@ -19,12 +19,13 @@ from storage_proxy.common.tokens import (
     OnMissing,
 )
 from storage_proxy.common.wire import ArchiveSelection, SelectedBlob
-from storage_proxy.downloads.bodies import ArchiveBody, Body, blob_bytes
+from storage_proxy.downloads.archive_crcs import ArchiveCrcs
+from storage_proxy.downloads.blobs import Blobs
+from storage_proxy.downloads.bodies import ArchiveBody, Body, Progress, blob_bytes
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache, PlannedZip, in_memory
 from storage_proxy.downloads.planner import ArchivePlanner
-from storage_proxy.downloads.sources import Pin, Sources
-from storage_proxy.stores.buckets import Buckets
-from storage_proxy.stores.port import BlobStat, BlobStore, PresignsDownloads
+from storage_proxy.downloads.sources import Chunk, Pin, Sources
+from storage_proxy.stores.port import PresignsDownloads
 
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 REDIRECT_SECONDS = 60
@@ -57,31 +58,35 @@ class Representation:
 
 
 class Downloads:
-    """Answers grants from the buckets. ``redirecting`` names the buckets whose blobs may go by a presigned URL."""
+    """Answers grants from what is visible of the buckets.
+
+    ``redirecting`` names the buckets whose blobs may go by a presigned URL.
+    """
 
     def __init__(
         self,
-        buckets: Buckets,
+        blobs: Blobs,
         sources: Sources,
         manifests: ManifestStore,
         planner: ArchivePlanner,
         cache: PlanCache,
+        crcs: ArchiveCrcs,
         *,
         redirecting: frozenset[str] = frozenset(),
     ) -> None:
-        self._buckets = buckets
+        self._blobs = blobs
         self._sources = sources
         self._manifests = manifests
         self._planner = planner
         self._cache = cache
+        self._crcs = crcs
         self._redirecting = redirecting
 
     async def blob(self, grant: BlobGrant) -> Representation:
         """The blob as it is now. Raises `BlobNotFound`, `BucketNotFound`, and as its store does."""
         _refuse_limits(grant)
         _check_filename(grant.filename)
-        store = self._buckets.get(grant.bucket)
-        stat = await stat_blob(store, grant.key)
+        stat = await self._blobs.require(grant.bucket, grant.key)
         content_type = stat.content_type or DEFAULT_CONTENT_TYPE
         pin = Pin(grant.bucket, stat.key, stat.etag, stat.size)
         return Representation(
@@ -96,13 +101,14 @@ class Downloads:
             ranges=True,
             pinned=False,
             body=lambda start, stop: Body(partial(blob_bytes, self._sources, pin, stat.crc32, start, stop)),
-            presign=self._presign(grant, store),
+            presign=self._presign(grant),
         )
 
     async def archive(self, grant: ArchiveGrant) -> Representation:
         """The archive that the grant pins, or of the files it lists, as they are now.
 
-        Raises `BlobNotFound`, `BucketNotFound`, `InvalidRequest`, `UnsafeName`, and as the stores do.
+        Raises `BlobNotFound`, `BucketNotFound`, `BlobChanged` (a run of it was deleted), `InvalidRequest`,
+        `UnsafeName`, as the stores do, and `StateUnavailable` where a run's blobs are in it.
         """
         _refuse_limits(grant)
         _check_filename(grant.filename)
@@ -110,6 +116,14 @@ class Downloads:
             raise InvalidRequest("This version serves zip archives of stored entries only")
         archive = await self._planned(grant)
         head = archive.head
+        if head.runs and await self._blobs.runs.deleted(head.runs):
+            raise BlobChanged("A run was deleted whose blobs are in this archive")
+        remembered = await self._crcs.of(archive) if head.plan.unknown_crcs else None
+
+        def chunks(start: int, stop: int, progress: Progress) -> AsyncGenerator[Chunk, None]:
+            learn = partial(self._crcs.note, archive)
+            return ArchiveBody(archive, self._sources, progress, remembered=remembered, learn=learn).chunks(start, stop)
+
         return Representation(
             etag=head.etag,
             size=head.plan.size,
@@ -119,9 +133,9 @@ class Downloads:
             filename=grant.filename,
             disposition=Disposition.ATTACHMENT,
             entries=head.plan.entries,
-            ranges=not head.plan.unknown_crcs,
+            ranges=not head.plan.unknown_crcs or remembered is not None,
             pinned=True,
-            body=lambda start, stop: Body(lambda body: ArchiveBody(archive, self._sources, body).chunks(start, stop)),
+            body=lambda start, stop: Body(partial(chunks, start, stop)),
         )
 
     async def _planned(self, grant: ArchiveGrant) -> PlannedZip:
@@ -135,7 +149,8 @@ class Downloads:
         plan = await self._planner.plan(selection, crc32_read_bytes=INLINE_CRC32_BYTES)
         return in_memory(plan.manifest, self._cache)
 
-    def _presign(self, grant: BlobGrant, store: BlobStore) -> Presign | None:
+    def _presign(self, grant: BlobGrant) -> Presign | None:
+        store = self._blobs.buckets.get(grant.bucket)
         may = grant.bucket in self._redirecting and grant.disposition is Disposition.ATTACHMENT
         if not may or not isinstance(store, PresignsDownloads):
             return None
@@ -149,15 +164,6 @@ class Downloads:
             )
 
         return presign
-
-
-async def stat_blob(store: BlobStore, key: str) -> BlobStat:
-    """The blob that a caller names. Raises `UnsafeName` before asking the store, `BlobNotFound` after it."""
-    require_safe_key(key)
-    stat = None if key.startswith(RESERVED_PREFIX) else await store.stat(key)
-    if stat is None:
-        raise BlobNotFound(errors=[{"loc": ["key"], "msg": "does not exist", "key": key}])
-    return stat
 
 
 def _check_filename(filename: str) -> None:

@@ -6,15 +6,16 @@ manifest's name; nothing is believed before its digest has been checked.
     magic "SPM1" | u32 length of the head | head | pieces, each compressed
 
 The head is one line of JSON and a table with a row a piece. A piece is a block of entries (`EntryBlock.encode`) or a
-stretch of the archive's own text (MISSING.txt); so a Range needs the head and the pieces it touches, no more.
+stretch of the archive's own text (MISSING.txt); so a Range needs the head and the pieces it touches, no more. The
+line names the runs whose blobs are in the archive, if there are any, so that their deletion is seen without the pieces.
 """
 
 import json
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from storage_proxy.common.errors import StorageError
 from storage_proxy.formats.entries import MAX_ENCODED_LENGTH, EntryBlock
@@ -56,6 +57,7 @@ class ManifestHead:
             head = json.loads(line)
             version, blocks = int(head["version"]), int(head["blocks"])
             self.last_modified = int(head["last_modified"])
+            self.runs = tuple(str(run_id) for run_id in head.get("runs", ()))
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError("the head is malformed") from error
         if not newline or version != LAYOUT_VERSION or len(table) % _ROW.size or blocks > len(table) // _ROW.size:
@@ -76,7 +78,7 @@ class ManifestHead:
         self.blocks = blocks
         self.plan = ZipPlan(summaries)
         self.etag = f'"{etag.hexdigest()[:32]}"'
-        self.nbytes = 400 + 250 * len(self.pieces)
+        self.nbytes = 400 + 250 * len(self.pieces) + 200 * len(self.runs)
 
     @property
     def name(self) -> str:
@@ -114,11 +116,17 @@ class ManifestBuilder:
         self._last_modified = max(self._last_modified, *block.last_modified)
         self._store(block.encode())
 
-    def finish(self, own_text: bytes = b"") -> Manifest:
-        """The manifest."""
+    def finish(self, own_text: bytes = b"", *, runs: Collection[str] = ()) -> Manifest:
+        """The manifest; ``runs`` are those that blobs of the archive belong to."""
         for start in range(0, len(own_text), TEXT_PIECE_BYTES):
             self._store(own_text[start : start + TEXT_PIECE_BYTES])
-        head = {"blocks": len(self._summaries), "last_modified": self._last_modified, "version": LAYOUT_VERSION}
+        head: dict[str, Any] = {
+            "blocks": len(self._summaries),
+            "last_modified": self._last_modified,
+            "version": LAYOUT_VERSION,
+        }
+        if runs:
+            head["runs"] = sorted(runs)
         rows = []
         for index, row in enumerate(self._rows):
             summary = self._summaries[index] if index < len(self._summaries) else BlockSummary(0, 0, 0, 0)

@@ -32,6 +32,15 @@ class DownloadMetrics:
         self.reopened = Counter(
             "storage_proxy_upstream_reopened", "Reads resumed at their offset", ["bucket"], registry=registry
         )
+        self.learned_crcs = Counter(
+            "storage_proxy_learned_crcs",
+            "CRC-32s learned by streaming, written to the state store or dropped",
+            ["outcome"],
+            registry=registry,
+        )
+        self.batch_parts = Counter(
+            "storage_proxy_batch_parts", "Parts of blob batches, by how they ended", ["outcome"], registry=registry
+        )
         self._registry = registry
 
     def watch_plan_cache(self, cache: BytesBoundedCache[Any]) -> None:

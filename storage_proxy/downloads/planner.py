@@ -12,20 +12,25 @@ from typing import NamedTuple
 from isal.isal_zlib import crc32
 
 from storage_proxy.common.concurrency import map_bounded
-from storage_proxy.common.errors import BlobNotFound, FieldError, InvalidRequest, SelectionTooLarge
-from storage_proxy.common.names import RESERVED_PREFIX, portable, sanitized
+from storage_proxy.common.errors import BlobNotFound, FieldError, InvalidRequest, RunNotFound, SelectionTooLarge
+from storage_proxy.common.events import RUNS_PREFIX, parse_run_key, run_prefix
+from storage_proxy.common.names import portable, sanitized
 from storage_proxy.common.selection import check_selection
 from storage_proxy.common.tokens import ArchiveFormat, Compression, OnMissing
-from storage_proxy.common.wire import ArchiveSelection, Names, OnDuplicate, SelectedBlob, SkippedBlob
+from storage_proxy.common.wire import ArchiveSelection, Names, OnDuplicate, RunAccess, SelectedBlob, SkippedBlob
 from storage_proxy.downloads.archive_names import ArchiveNames
+from storage_proxy.downloads.blobs import Blobs
 from storage_proxy.downloads.crc_budget import CrcBudget
+from storage_proxy.downloads.learned_crcs import LearnedCrcs
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, Manifest, ManifestBuilder
+from storage_proxy.downloads.sources import Pin
 from storage_proxy.formats.entries import Entry, EntryBlock, EntryBlockBuilder
-from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import BlobStat, ReadsCrc32
 
 MISSING_NAME = "MISSING.txt"
 _DOES_NOT_EXIST = "does not exist"
+MAX_RUNS = 50_000
+"""Runs of one archive: each request for it looks for all their tombstones."""
 _EARLIEST = 315_532_800  # 1980-01-01, the beginning of a zip's time
 _BATCH = 1024
 _CRC_BATCH = 64
@@ -50,17 +55,25 @@ class Plan(NamedTuple):
 
 
 class ArchivePlanner:
-    """Resolves selections against the buckets."""
+    """Resolves selections against what is visible of the buckets."""
 
-    def __init__(self, buckets: Buckets, limits: PlanLimits) -> None:
-        self._buckets = buckets
+    def __init__(self, blobs: Blobs, learned: LearnedCrcs, limits: PlanLimits) -> None:
+        self._blobs = blobs
+        self._learned = learned
         self._limits = limits
 
-    async def plan(self, selection: ArchiveSelection, *, crc32_read_bytes: int | None = None) -> Plan:
+    async def plan(
+        self,
+        selection: ArchiveSelection,
+        *,
+        access: RunAccess = RunAccess(),  # noqa: B008 it is frozen
+        crc32_read_bytes: int | None = None,
+    ) -> Plan:
         """The archive of ``selection`` as it is now; ``crc32_read_bytes`` lowers the limit of that name.
 
-        Raises `InvalidRequest`, `UnsafeName`, `SelectionTooLarge`, `BucketNotFound`, `BlobNotFound` (with every
-        missing key), `DuplicateName`, and as the stores do.
+        A run selected by its id brings its own bucket, which ``access`` must allow. Raises `InvalidRequest`,
+        `UnsafeName`, `SelectionTooLarge`, `BucketNotFound`, `RunNotFound`, `BlobNotFound` (with every missing key),
+        `DuplicateName`, as the stores do, and `StateUnavailable` where a run is asked for.
         """
         _refuse_unsupported(selection)
         if len(selection.entries or ()) > self._limits.max_entries:
@@ -69,19 +82,32 @@ class ArchivePlanner:
         limits = self._limits
         if crc32_read_bytes is not None:
             limits = replace(limits, crc32_read_bytes=min(crc32_read_bytes, limits.crc32_read_bytes))
-        return await _Planning(self._buckets, limits, selection).run()
+        if selection.run_id is not None:
+            selection = await self._with_bucket(selection, selection.run_id, access)
+        plan = await _Planning(self._blobs, self._learned, limits, selection).run()
+        if selection.run_id is not None and await self._blobs.runs.deleted([selection.run_id]):
+            raise RunNotFound  # meanwhile, so perhaps not all of it was seen
+        return plan
+
+    async def _with_bucket(self, selection: ArchiveSelection, run_id: str, access: RunAccess) -> ArchiveSelection:
+        bucket = await self._blobs.runs.bucket_of(run_id)
+        if bucket is None or not access.allows(bucket):
+            raise RunNotFound
+        return selection.model_copy(update={"bucket": bucket})
 
 
 class _Planning:
     """One run of the planner: first what is there, then names and CRC-32s, block by block."""
 
-    def __init__(self, buckets: Buckets, limits: PlanLimits, selection: ArchiveSelection) -> None:
-        self._buckets = buckets
+    def __init__(self, blobs: Blobs, learned: LearnedCrcs, limits: PlanLimits, selection: ArchiveSelection) -> None:
+        self._blobs = blobs
+        self._learned = learned
         self._limits = limits
         self._selection = selection
         self._names = ArchiveNames(rename=selection.on_duplicate is OnDuplicate.RENAME)
         self._missing: list[tuple[list[str | int], str]] = []
         self._latest = _EARLIEST
+        self._runs: set[str] = set()
 
     async def run(self) -> Plan:
         wanted = await self._wanted_blocks()
@@ -97,13 +123,14 @@ class _Planning:
                     await asyncio.sleep(0)  # a block takes tens of milliseconds: let others have their turn
                 _add(manifest, builder.add(entry._replace(name=self._names.assign(entry.name))))
                 self._latest = max(self._latest, entry.last_modified)
+                self._note_run(entry.key)
         self._refuse_missing()
         text = "".join(f"{key}\t{_DOES_NOT_EXIST}\n" for _, key in self._missing).encode()
         if text:
             _add(manifest, builder.add(self._missing_entry(text)))
         _add(manifest, builder.finish())
         skipped = [SkippedBlob(key=key, reason=_DOES_NOT_EXIST) for _, key in self._missing]
-        return Plan(manifest.finish(text), skipped)
+        return Plan(manifest.finish(text, runs=self._runs), skipped)
 
     async def _wanted_blocks(self) -> list[EntryBlock]:
         """What is there, under its wanted name; folders are noted, missing keys collected."""
@@ -118,22 +145,24 @@ class _Planning:
         return [*blocks, last] if last else blocks
 
     async def _listed(self) -> AsyncIterator[Entry]:
-        prefix, bucket = self._selection.prefix or "", self._selection.bucket
+        run_id, bucket = self._selection.run_id, self._selection.bucket
+        prefix = self._selection.prefix or "" if run_id is None else run_prefix(run_id)
         count = 0
-        async for page in self._buckets.get(bucket).list(prefix):
+        async for page in self._blobs.list(bucket, prefix):
             for stat in page:
-                if stat.key.startswith(RESERVED_PREFIX) or stat.key == prefix:
+                if stat.key == prefix:
                     continue
                 count += 1
                 if count > self._limits.max_entries:
-                    raise _too_large(self._limits.max_entries, "prefix")
+                    raise _too_large(self._limits.max_entries, self._selector)
                 yield self._entry(stat, bucket, sanitized(stat.key[len(prefix) :]))
 
     async def _named(self, selected: Sequence[SelectedBlob]) -> AsyncIterator[Entry]:
         seen: set[tuple[str, str, str]] = set()
         for first in range(0, len(selected), _BATCH):
             batch = selected[first : first + _BATCH]
-            stats = await map_bounded(self._limits.parallel_requests, self._stat, batch)
+            addresses = [(each.bucket or self._selection.bucket, each.key) for each in batch]
+            stats = await self._blobs.stat_many(addresses, parallel=self._limits.parallel_requests)
             for index, (each, stat) in enumerate(zip(batch, stats, strict=True), first):
                 bucket, name = each.bucket or self._selection.bucket, each.name or each.key
                 if (bucket, each.key, name) in seen:
@@ -143,10 +172,6 @@ class _Planning:
                     self._missing.append((["entries", index, "key"], each.key))
                 else:
                     yield self._entry(stat, bucket, name)
-
-    async def _stat(self, selected: SelectedBlob) -> BlobStat | None:
-        store = self._buckets.get(selected.bucket or self._selection.bucket)
-        return None if selected.key.startswith(RESERVED_PREFIX) else await store.stat(selected.key)
 
     def _entry(self, stat: BlobStat, bucket: str, name: str) -> Entry:
         is_folder = stat.key.endswith("/") and stat.size == 0
@@ -158,8 +183,9 @@ class _Planning:
     async def _with_crcs(self, block: EntryBlock, budget: CrcBudget) -> list[Entry]:
         """The block's entries, with the CRC-32s that can be had within the budget; those that vanished left out."""
         entries = list(block)
-        unknown = [row for row, known in enumerate(block.crc_known) if not known]
-        readable = [row for row in unknown if isinstance(self._buckets.get(entries[row].bucket), ReadsCrc32)]
+        unknown = await self._learned_before(entries, [row for row, known in enumerate(block.crc_known) if not known])
+        buckets = self._blobs.buckets
+        readable = [row for row in unknown if isinstance(buckets.get(entries[row].bucket), ReadsCrc32)]
         batches = [readable[first : first + _CRC_BATCH] for first in range(0, len(readable), _CRC_BATCH)]
 
         async def read(rows: list[int]) -> None:
@@ -168,17 +194,27 @@ class _Planning:
                 if budget.take(entries[row].size):
                     by_bucket.setdefault(entries[row].bucket, []).append(row)
             for bucket, chosen in by_bucket.items():
-                store = self._buckets.get(bucket)
+                store = buckets.get(bucket)
                 assert isinstance(store, ReadsCrc32)
                 versions = [(entries[row].key, entries[row].etag) for row in chosen]
                 sums = await store.read_crc32s(versions, timeout=budget.seconds_left)
                 for row, crc in zip(chosen, sums, strict=True):
                     entries[row] = entries[row]._replace(crc32=crc)
+                    if crc is not None:
+                        self._learned.note(Pin.of(entries[row]), crc)
 
         await map_bounded(self._limits.parallel_requests, read, batches)
         if self._selection.entries is not None:
             return entries  # named ones have been asked for already
-        return await self._asked_again(entries, sorted(set(unknown) - set(readable)), budget)
+        others = sorted(row for row in set(unknown) - set(readable) if not entries[row].key.startswith(RUNS_PREFIX))
+        return await self._asked_again(entries, others, budget)
+
+    async def _learned_before(self, entries: list[Entry], unknown: Sequence[int]) -> list[int]:
+        """Fill in what reading has shown before; the rows that are still unknown."""
+        crcs = await self._learned.known([Pin.of(entries[row]) for row in unknown]) if unknown else []
+        for row, crc in zip(unknown, crcs, strict=True):
+            entries[row] = entries[row]._replace(crc32=crc)
+        return [row for row, crc in zip(unknown, crcs, strict=True) if crc is None]
 
     async def _asked_again(self, entries: list[Entry], rows: Sequence[int], budget: CrcBudget) -> list[Entry]:
         """A listing knows no checksums: each of ``rows`` is asked for by itself."""
@@ -186,14 +222,26 @@ class _Planning:
         async def ask(row: int) -> None:
             if budget.seconds_left:
                 entry = entries[row]
-                stat = await self._buckets.get(entry.bucket).stat(entry.key)
+                stat = await self._blobs.stat(entry.bucket, entry.key)
                 found[row] = None if stat is None else self._entry(stat, entry.bucket, entry.name)
 
         found: dict[int, Entry | None] = {}
         await map_bounded(self._limits.parallel_requests, ask, rows)
-        self._missing += [(["prefix"], entries[row].key) for row in rows if found.get(row, entries[row]) is None]
+        self._missing += [([self._selector], entries[row].key) for row in rows if found.get(row, entries[row]) is None]
         current = (found.get(row, entry) for row, entry in enumerate(entries))
         return [entry for entry in current if entry is not None]
+
+    @property
+    def _selector(self) -> str:
+        return "prefix" if self._selection.run_id is None else "run_id"
+
+    def _note_run(self, key: str) -> None:
+        path = parse_run_key(key) if key.startswith(RUNS_PREFIX) else None
+        if path is not None:
+            self._runs.add(path[0])
+            if len(self._runs) > MAX_RUNS:
+                reason = f"selects blobs of more than {MAX_RUNS} runs"
+                raise SelectionTooLarge(f"The selection {reason}", errors=[{"loc": [self._selector], "msg": reason}])
 
     def _refuse_missing(self) -> None:
         if self._missing and self._selection.on_missing is OnMissing.FAIL:
@@ -217,7 +265,6 @@ def _too_large(limit: int, selector: str) -> SelectionTooLarge:
 
 def _refuse_unsupported(selection: ArchiveSelection) -> None:
     unsupported = {
-        "run_id": selection.run_id is not None,
         "format": selection.format is not ArchiveFormat.ZIP,
         "compression": selection.compression is not Compression.STORE,
     }

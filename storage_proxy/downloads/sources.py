@@ -8,9 +8,11 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import Self
 
 from storage_proxy.common.errors import StorageTimeout, StorageUnavailable
 from storage_proxy.downloads.metrics import DownloadMetrics
+from storage_proxy.formats.entries import Entry
 from storage_proxy.stores.buckets import Buckets
 
 Chunk = bytes | memoryview
@@ -26,6 +28,11 @@ class Pin:
     key: str
     etag: str
     size: int
+
+    @classmethod
+    def of(cls, entry: Entry) -> Self:
+        """The version that the entry pins."""
+        return cls(entry.bucket, entry.key, entry.etag, entry.size)
 
 
 @dataclass(frozen=True, slots=True)

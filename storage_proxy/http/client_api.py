@@ -4,11 +4,8 @@ The law: what can fail is told before the headers; after them there are two endi
 connection.
 """
 
-import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from email.utils import formatdate
 
 from aiohttp import hdrs, web
@@ -20,7 +17,7 @@ from storage_proxy.common.errors import (
     InvalidRequest,
     PreconditionFailed,
     RangeNotSatisfiable,
-    ServiceError,
+    StateUnavailable,
     StorageUnavailable,
     TokenExpired,
     TokenInvalid,
@@ -28,24 +25,21 @@ from storage_proxy.common.errors import (
     TokenWrongOperation,
 )
 from storage_proxy.common.service.endpoints import endpoint
-from storage_proxy.common.service.middleware import REQUEST_ID, abort, bearer
-from storage_proxy.common.service.request_log import LOGGED
+from storage_proxy.common.service.middleware import bearer
 from storage_proxy.common.tokens import ArchiveClaims, BlobClaims, Claims, Disposition, TokenVerifier
-from storage_proxy.downloads.bodies import Body
 from storage_proxy.downloads.downloads import Downloads, Representation
-from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.slots import DownloadSlots
 from storage_proxy.http.content_disposition import content_disposition
 from storage_proxy.http.ranges import NotModified, Partial, Validators, evaluate
-from storage_proxy.http.stall_watch import StallWatch
+from storage_proxy.http.transfers import Download, Transfers
 
-_log = logging.getLogger(__name__)
 _INLINE_POLICY = "sandbox; default-src 'none'; img-src 'self' data:; media-src 'self'; style-src 'unsafe-inline'"
-_GUARDS = {
+GUARDS = {
     hdrs.CACHE_CONTROL: "private, no-store",
     hdrs.REFERRER_POLICY: "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+"""Headers of every answer with content."""
 _ERRORS = (
     InvalidRequest,
     TokenMissing,
@@ -58,6 +52,7 @@ _ERRORS = (
     PreconditionFailed,
     RangeNotSatisfiable,
     StorageUnavailable,
+    StateUnavailable,
 )
 
 
@@ -76,36 +71,13 @@ def claims_from(verifier: TokenVerifier) -> Callable[[web.Request], Claims]:
     return claims_of
 
 
-@dataclass(slots=True)
-class _Transfer:
-    """What the log line of one finished download says."""
-
-    entries: int = 0
-    status: int = 0
-    outcome: str = "complete"
-    watch: StallWatch | None = None
-
-    @property
-    def written(self) -> int:
-        """Body bytes given to the connection."""
-        return self.watch.written if self.watch else 0
-
-    @property
-    def gone(self) -> str:
-        """Why the connection ended when we did not end it."""
-        return "client-stalled" if self.watch and self.watch.stalled else "client-gone"
-
-
 class ClientHandlers:
-    """The endpoints of the client listener. ``stall_seconds`` bounds the wait for a client that takes nothing."""
+    """The endpoints of downloads by token."""
 
-    def __init__(
-        self, downloads: Downloads, slots: DownloadSlots, metrics: DownloadMetrics, *, stall_seconds: float
-    ) -> None:
+    def __init__(self, downloads: Downloads, slots: DownloadSlots, transfers: Transfers) -> None:
         self._downloads = downloads
         self._slots = slots
-        self._metrics = metrics
-        self._stall_seconds = stall_seconds
+        self._transfers = transfers
 
     @endpoint("GET", "/download", errors=_ERRORS)
     async def download(self, request: web.Request, claims: BlobClaims) -> web.StreamResponse:
@@ -149,7 +121,7 @@ class ClientHandlers:
             return web.Response(status=304, headers=headers)
         if what.presign is not None and request.method == hdrs.METH_GET:
             location = await what.presign(headers[hdrs.CONTENT_DISPOSITION], what.content_type)
-            return web.Response(status=302, headers={**_GUARDS, hdrs.LOCATION: location})
+            return web.Response(status=302, headers={**GUARDS, hdrs.LOCATION: location})
         start, stop = (outcome.start, outcome.stop) if isinstance(outcome, Partial) else (0, what.size)
         if isinstance(outcome, Partial):
             headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{stop - 1}/{what.size}"
@@ -158,93 +130,9 @@ class ClientHandlers:
         if request.method == hdrs.METH_HEAD:
             await response.prepare(request)
             return response
-        transfer = _Transfer(entries=what.entries, status=response.status)
-        await self._stream(request, response, what.body(start, stop), claims, transfer)
+        download = Download(str(claims.op), claims.jti_hash, what.entries)
+        await self._transfers.send(request, response, what.body(start, stop), download)
         return response
-
-    async def _stream(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        body: Body,
-        claims: BlobClaims | ArchiveClaims,
-        transfer: _Transfer,
-    ) -> None:
-        began = time.monotonic()
-        self._metrics.active.inc()
-        try:
-            async with body:
-                await body.begin()
-                await self._write(request, response, body, claims, transfer)
-        except ServiceError as error:
-            transfer.outcome = error.code
-            if not response.prepared:
-                raise
-            abort(request)
-        except ConnectionError:
-            transfer.outcome = transfer.gone
-            abort(request)
-        except asyncio.CancelledError:  # the client went away, or the drain is over
-            transfer.outcome = transfer.gone if request.transport is None else "drained"
-            abort(request)
-            raise
-        except Exception:
-            transfer.outcome = "internal"
-            if not response.prepared:
-                raise
-            _log.exception("unexpected error in a download", extra={"request_id": request[REQUEST_ID]})
-            abort(request)
-        finally:
-            self._metrics.active.dec()
-            if response.prepared:  # else nothing of it was seen but an error
-                self._finished(request, claims, transfer, time.monotonic() - began)
-
-    async def _write(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        body: Body,
-        claims: BlobClaims | ArchiveClaims,
-        transfer: _Transfer,
-    ) -> None:
-        sent = self._metrics.sent_bytes.labels(claims.op)
-        await response.prepare(request)
-        if request.transport is None:
-            raise ConnectionResetError
-        # Drained means empty: what counts as sent has left this process, and no chunk is overwritten while it waits.
-        request.transport.set_write_buffer_limits(high=0)
-        with StallWatch(request.transport, self._stall_seconds) as transfer.watch:
-            async for chunk in body:
-                transfer.watch.written += len(chunk)
-                await response.write(chunk)
-                sent.inc(len(chunk))
-            await response.write_eof()
-
-    def _finished(
-        self,
-        request: web.Request,
-        claims: BlobClaims | ArchiveClaims,
-        transfer: _Transfer,
-        seconds: float,
-    ) -> None:
-        self._metrics.finished.labels(claims.op, transfer.outcome).inc()
-        self._metrics.seconds.labels(claims.op).observe(seconds)
-        if transfer.outcome != "complete":
-            self._metrics.aborted.labels(transfer.outcome).inc()
-        request[LOGGED] = True
-        _log.info(
-            "download",
-            extra={
-                "request_id": request[REQUEST_ID],
-                "jti_hash": claims.jti_hash,
-                "op": str(claims.op),
-                "entries": transfer.entries,
-                "bytes": transfer.written,
-                "status": transfer.status,
-                "seconds": round(seconds, 3),
-                "outcome": transfer.outcome,
-            },
-        )
 
 
 def _joined(request: web.Request) -> Mapping[str, str]:
@@ -258,7 +146,7 @@ def _headers(what: Representation) -> dict[str, str]:
         "ETag": what.etag,
         hdrs.LAST_MODIFIED: formatdate(min(what.last_modified, time.time()), usegmt=True),
         hdrs.ACCEPT_RANGES: "bytes" if what.ranges else "none",
-        **_GUARDS,
+        **GUARDS,
     }
     if what.content_encoding:
         headers[hdrs.CONTENT_ENCODING] = what.content_encoding

@@ -4,18 +4,20 @@ from storage_proxy.common.errors import (
     BlobNotFound,
     BucketNotFound,
     DuplicateName,
+    RunNotFound,
     SelectionTooLarge,
+    StateUnavailable,
     StorageUnavailable,
     UnsafeName,
 )
 from storage_proxy.common.service.endpoints import endpoint
 from storage_proxy.common.service.operations import Liveness
 from storage_proxy.common.values import crc32_hex, moment
-from storage_proxy.common.wire import ArchiveSelection, BlobAddress, BlobDescription, PlannedArchive
-from storage_proxy.downloads.downloads import DEFAULT_CONTENT_TYPE, stat_blob
+from storage_proxy.common.wire import BlobAddress, BlobDescription, PlannedArchive, PlanRequest
+from storage_proxy.downloads.blobs import Blobs
+from storage_proxy.downloads.downloads import DEFAULT_CONTENT_TYPE
 from storage_proxy.downloads.manifests import ManifestStore
 from storage_proxy.downloads.planner import ArchivePlanner
-from storage_proxy.stores.buckets import Buckets
 
 RPC_HEALTH_PATH = "/rpc/v1/health"
 
@@ -23,8 +25,8 @@ RPC_HEALTH_PATH = "/rpc/v1/health"
 class RpcHandlers:
     """The endpoints of the RPC listener."""
 
-    def __init__(self, buckets: Buckets, planner: ArchivePlanner, manifests: ManifestStore) -> None:
-        self._buckets = buckets
+    def __init__(self, blobs: Blobs, planner: ArchivePlanner, manifests: ManifestStore) -> None:
+        self._blobs = blobs
         self._planner = planner
         self._manifests = manifests
 
@@ -33,10 +35,14 @@ class RpcHandlers:
         """Whether this listener answers and the secret is right."""
         return Liveness()
 
-    @endpoint("GET", "/rpc/v1/blobs", errors=(UnsafeName, BlobNotFound, BucketNotFound, StorageUnavailable))
+    @endpoint(
+        "GET",
+        "/rpc/v1/blobs",
+        errors=(UnsafeName, BlobNotFound, BucketNotFound, StorageUnavailable, StateUnavailable),
+    )
     async def stat_blob(self, query: BlobAddress) -> BlobDescription:
         """One blob as it is now."""
-        stat = await stat_blob(self._buckets.get(query.bucket), query.key)
+        stat = await self._blobs.require(query.bucket, query.key)
         return BlobDescription(
             bucket=query.bucket,
             key=query.key,
@@ -50,11 +56,20 @@ class RpcHandlers:
     @endpoint(
         "POST",
         "/rpc/v1/archives",
-        errors=(UnsafeName, BlobNotFound, BucketNotFound, DuplicateName, SelectionTooLarge, StorageUnavailable),
+        errors=(
+            UnsafeName,
+            BlobNotFound,
+            BucketNotFound,
+            RunNotFound,
+            DuplicateName,
+            SelectionTooLarge,
+            StorageUnavailable,
+            StateUnavailable,
+        ),
     )
-    async def plan_archive(self, body: ArchiveSelection) -> PlannedArchive:
+    async def plan_archive(self, body: PlanRequest) -> PlannedArchive:
         """Decide an archive and keep its manifest. Asking again for the same archive gives the same manifest."""
-        manifest, skipped = await self._planner.plan(body)
+        manifest, skipped = await self._planner.plan(body, access=body)
         await self._manifests.write(manifest)
         head = manifest.head
         return PlannedArchive(

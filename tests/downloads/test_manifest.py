@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from storage_proxy.common.errors import BlobNotFound, StorageError
 from storage_proxy.common.names import MANIFESTS_PREFIX
 from storage_proxy.downloads.cache import BytesBoundedCache
-from storage_proxy.downloads.manifest import TEXT_PIECE_BYTES, build_manifest, decode_head, decode_piece
+from storage_proxy.downloads.manifest import (
+    TEXT_PIECE_BYTES,
+    ManifestBuilder,
+    build_manifest,
+    decode_head,
+    decode_piece,
+)
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache
 from storage_proxy.formats.entries import Entry, EntryBlock, EntryBlockBuilder
 from tests.support.scripted_store import ScriptedStore
@@ -142,3 +148,19 @@ async def test_the_cache_stays_within_its_bytes() -> None:
     assert small.misses > 0
     await archive.block(archive.head.blocks - 1)
     assert small.hits > 0
+
+
+def test_the_head_of_an_archive_without_runs_is_as_it_always_was() -> None:
+    manifest = build_manifest(blocks_of(25, 10))
+    assert manifest.encoded_head.startswith(b'{"blocks":3,"last_modified":1700000024,"version":1}\n')
+    assert manifest.head.runs == ()
+
+
+def test_a_manifest_names_its_runs_in_order_and_its_etag_does_not_depend_on_them() -> None:
+    builder = ManifestBuilder()
+    for block in blocks_of(25, 10):
+        builder.add(block)
+    manifest = builder.finish(runs={"r2", "r1"})
+    assert manifest.encoded_head.startswith(b'{"blocks":3,"last_modified":1700000024,"runs":["r1","r2"],"version":1}\n')
+    assert manifest.head.runs == ("r1", "r2")
+    assert manifest.head.etag == build_manifest(blocks_of(25, 10)).head.etag

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from storage_proxy.common.errors import (
@@ -19,19 +20,26 @@ from storage_proxy.common.errors import (
     UnsafeName,
 )
 from storage_proxy.common.wire import ArchiveSelection
+from storage_proxy.downloads.blobs import Blobs
 from storage_proxy.downloads.cache import BytesBoundedCache
+from storage_proxy.downloads.learned_crcs import LearnedCrcs
 from storage_proxy.downloads.manifests import in_memory
+from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.planner import ArchivePlanner, Plan, PlanLimits
 from storage_proxy.formats.entries import Entry
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.local import LocalBlobStore
 from storage_proxy.stores.port import BlobStat
+from tests.support.runs import temporary_runs
 from tests.support.scripted_store import Blob, ScriptedStore
 
 
 async def plan(store: object, selection: dict[str, object], **limits: object) -> Plan:
     buckets = Buckets({"default": store, "other": ScriptedStore({"k": Blob(b"other", '"o"')})})
-    return await ArchivePlanner(buckets, PlanLimits(**limits)).plan(ArchiveSelection.model_validate(selection))
+    async with temporary_runs() as runs:
+        learned = LearnedCrcs(runs.store, runs.records, DownloadMetrics(CollectorRegistry()))
+        planner = ArchivePlanner(Blobs(buckets, runs.blobs), learned, PlanLimits(**limits))
+        return await planner.plan(ArchiveSelection.model_validate(selection))
 
 
 async def entries(planned: Plan) -> list[Entry]:

@@ -107,5 +107,12 @@ async def running(settings: ProxySettings) -> AsyncIterator[RunningProxy]:
 
 
 def local_settings(root: Path, **more: Any) -> ProxySettings:
-    """Settings with one local bucket."""
-    return settings_of({"default": {"kind": "local", "root": str(root)}}, **more)
+    """Settings with one local bucket, the state beside it."""
+    return settings_of(
+        {"default": {"kind": "local", "root": str(root)}}, **{"state": {"path": str(state_beside(root))}, **more}
+    )
+
+
+def state_beside(root: Path) -> Path:
+    """Where the state of a test is whose local bucket is at ``root``."""
+    return root.with_name(f"{root.name}-state") / "state.db"

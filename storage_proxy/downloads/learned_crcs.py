@@ -1,0 +1,127 @@
+"""CRC-32s that reading a blob whole has shown, remembered for every replica.
+
+The law: it is an optimisation. Nothing waits for it to be written, nothing fails because it cannot be read, and what
+it says is checked against the content like any other CRC-32.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from itertools import islice
+
+from storage_proxy.common.errors import StateUnavailable
+from storage_proxy.downloads.metrics import DownloadMetrics
+from storage_proxy.downloads.sources import Pin
+from storage_proxy.state.lookups import get_many
+from storage_proxy.state.port import KeyValueStore, Transaction
+from storage_proxy.state.records import LearnedCrc, Records
+
+_READ_BATCH = 1000
+_WRITE_BATCH = 500
+_log = logging.getLogger(__name__)
+_Row = tuple[str, bytes, str, int]
+
+
+class LearnedCrcs:
+    """Learned CRC-32s by bucket, key, ETag and size. ``clock`` gives seconds since the epoch.
+
+    At most ``max_waiting`` wait to be written; one more is dropped. A look-up takes ``lookup_seconds`` at most. What
+    comes within ``gather_seconds`` is written together; after a failure it is tried again ``retry_seconds`` later.
+    """
+
+    def __init__(
+        self,
+        store: KeyValueStore,
+        records: Records,
+        metrics: DownloadMetrics,
+        *,
+        clock: Callable[[], float] = time.time,
+        max_waiting: int = 10_000,
+        lookup_seconds: float = 2.0,
+        gather_seconds: float = 0.1,
+        retry_seconds: float = 5.0,
+    ) -> None:
+        self._store = store
+        self._records = records
+        self._metrics = metrics
+        self._clock = clock
+        self._max_waiting = max_waiting
+        self._lookup_seconds = lookup_seconds
+        self._gather_seconds = gather_seconds
+        self._retry_seconds = retry_seconds
+        self._waiting: dict[_Row, int] = {}
+        self._noted = asyncio.Event()
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """While entered, what is noted is written in the background; what waits at the end is written then."""
+        writer = asyncio.create_task(self._write())
+        try:
+            yield
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            with suppress(StateUnavailable, TimeoutError):
+                async with asyncio.timeout(self._lookup_seconds):
+                    await self.flush()
+            self._metrics.learned_crcs.labels("dropped").inc(len(self._waiting))
+
+    def note(self, pin: Pin, crc: int) -> None:
+        """Remember the CRC-32 of a version. A version without an ETag is none that could be found again."""
+        if not pin.etag:
+            return
+        if len(self._waiting) >= self._max_waiting:
+            self._metrics.learned_crcs.labels("dropped").inc()
+            return
+        self._waiting[_row(pin)] = crc
+        self._noted.set()
+
+    async def known(self, pins: Sequence[Pin]) -> list[int | None]:
+        """The CRC-32 of each version; None where it is not known, or cannot be told now."""
+        rows = [_row(pin) for pin in pins]
+        known: dict[_Row, int] = {row: self._waiting[row] for row in rows if row in self._waiting}
+        missing = [row for row in rows if row not in known]
+        try:
+            async with asyncio.timeout(self._lookup_seconds):
+                for first in range(0, len(missing), _READ_BATCH):
+                    batch = missing[first : first + _READ_BATCH]
+                    known |= await self._store.transact(partial(self._read, batch))
+        except (StateUnavailable, TimeoutError) as error:
+            _log.warning("learned CRC-32s could not be read", extra={"reason": str(error) or "timeout"})
+        return [known.get(row) for row in rows]
+
+    async def flush(self) -> None:
+        """Write what waits. Raises `StateUnavailable`; what was not written waits on."""
+        while batch := dict(islice(self._waiting.items(), _WRITE_BATCH)):
+            await self._store.transact(partial(self._set, batch))
+            self._metrics.learned_crcs.labels("recorded").inc(len(batch))
+            for row in batch:
+                self._waiting.pop(row, None)
+
+    async def _write(self) -> None:
+        while True:
+            await self._noted.wait()
+            await asyncio.sleep(self._gather_seconds)
+            self._noted.clear()
+            try:
+                await self.flush()
+            except StateUnavailable as error:
+                _log.warning("learned CRC-32s could not be written", extra={"reason": str(error)})
+                self._noted.set()
+                await asyncio.sleep(self._retry_seconds)
+
+    async def _read(self, rows: Sequence[_Row], transaction: Transaction) -> dict[_Row, int]:
+        found = await get_many(transaction, self._records.crc32s, rows)
+        return {row: learned.crc32 for row, learned in found.items()}
+
+    async def _set(self, batch: dict[_Row, int], transaction: Transaction) -> None:
+        now = int(self._clock())
+        for row, crc in batch.items():
+            self._records.crc32s.set(transaction, LearnedCrc(crc, now), *row)
+
+
+def _row(pin: Pin) -> _Row:
+    return pin.bucket, pin.key.encode("utf-8", "surrogateescape"), pin.etag, pin.size
