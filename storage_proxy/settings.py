@@ -171,6 +171,8 @@ class LifecycleSettings(Section):
     """Objects without a record that are younger stay."""
     tombstone_seconds: Annotated[float, Field(ge=0)] = 2_592_000.0
     """Tombstones stay for so long after their second pass; at least as long as the ingest topic keeps messages."""
+    longest_token_seconds: Annotated[float, Field(ge=1)] = 604_800.0
+    """How long a link may live at most: manifests that are younger stay."""
     lock_seconds: Annotated[float, Field(ge=1, le=3600)] = 30.0
     """A job that is not heard of for so long has lost its lock."""
     relay_seconds: Annotated[float, Field(gt=0, le=60)] = 0.1
@@ -259,6 +261,4 @@ class ProxySettings(ServiceSettings):
                 if section.listen in taken:
                     found.append(f"{name}.listen: another listener has this address")
                 taken.add(section.listen)
-        if self.client is None and self.rpc is None:
-            found.append("client: neither a client nor an rpc listener is configured")
         return found

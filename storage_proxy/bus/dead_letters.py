@@ -5,6 +5,7 @@ The law: a dead letter's value and key are unchanged, and it remembers where it 
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
 
 from storage_proxy.bus.port import Batch, Event, EventBus, Message, TopicPosition
 
@@ -57,6 +58,19 @@ def origin(message: Message) -> tuple[int, int] | None:
     if message.topic == topic and partition == message.partition and offset >= message.offset:
         return None  # nothing is replayed before it was there
     return partition, offset
+
+
+def described(letter: Message) -> dict[str, Any]:
+    """A dead letter for an operator: where it lay at first, why it is here, and what it says."""
+    place = origin(letter)
+    return {
+        "topic": letter.headers.get(TOPIC_HEADER, b"").decode(errors="replace"),
+        "partition": None if place is None else place[0],
+        "offset": None if place is None else place[1],
+        "reason": letter.headers.get(REASON_HEADER, b"").decode(errors="replace"),
+        "key": None if letter.key is None else letter.key.decode(errors="replace"),
+        "value": letter.value.decode(errors="replace"),
+    }
 
 
 async def pending_letters(bus: EventBus, topic: str) -> AsyncIterator[Sequence[Message]]:

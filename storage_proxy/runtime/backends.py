@@ -9,8 +9,13 @@ from pathlib import Path
 import aioboto3
 from pydantic import SecretStr
 
+from storage_proxy.bus.embedded import EmbeddedOptions, open_embedded_bus
+from storage_proxy.bus.kafka import open_kafka_bus
+from storage_proxy.bus.kafka_options import KafkaOptions
+from storage_proxy.bus.observer import BusObserver
+from storage_proxy.bus.port import EventBus
 from storage_proxy.common.errors import StateUnavailable
-from storage_proxy.settings import ProxySettings, S3BucketSettings, SqliteStateSettings
+from storage_proxy.settings import EmbeddedBusSettings, ProxySettings, S3BucketSettings, SqliteStateSettings
 from storage_proxy.state.fdb_client import FdbOptions
 from storage_proxy.state.fdb_engine import open_foundationdb
 from storage_proxy.state.port import KeyValueStore
@@ -32,13 +37,23 @@ async def open_state(settings: ProxySettings, stack: AsyncExitStack) -> tuple[Ke
     return await stack.enter_async_context(open_foundationdb(options)), Records(state.prefix)
 
 
-async def open_buckets(settings: ProxySettings, stack: AsyncExitStack) -> Buckets:
+async def open_bus(settings: ProxySettings, stack: AsyncExitStack, *, observer: BusObserver | None = None) -> EventBus:
+    """The event bus. Raises `BusUnavailable` where it can never be opened as configured."""
+    bus = settings.bus
+    if isinstance(bus, EmbeddedBusSettings):
+        _make_directory(bus.path.parent)
+        return await stack.enter_async_context(open_embedded_bus(EmbeddedOptions(bus.path), observer=observer))
+    options = KafkaOptions(bus.bootstrap_servers)
+    return await stack.enter_async_context(open_kafka_bus(options, observer=observer))
+
+
+async def open_buckets(settings: ProxySettings, stack: AsyncExitStack, *, only_reads: bool) -> Buckets:
     """Every bucket of the configuration; asks none of them anything."""
     stores: dict[str, BlobStore] = {}
     session = aioboto3.Session()  # one for all buckets: each reads the model of S3 again, 200 ms
     for name, bucket in settings.buckets.items():
         if isinstance(bucket, S3BucketSettings):
-            options = _s3_options(bucket, only_reads=settings.rpc is None)
+            options = _s3_options(bucket, only_reads=only_reads)
             stores[name] = await stack.enter_async_context(open_s3_store(options, session=session))
         else:
             stores[name] = LocalBlobStore(bucket.root)

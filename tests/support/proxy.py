@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from storage_proxy.common.tokens import ArchiveGrant, BlobGrant, Grant, Hs256Key, TokenSigner
-from storage_proxy.runtime.proxy import open_proxy
+from storage_proxy.runtime.process import open_process
 from storage_proxy.settings import ProxySettings, SqliteStateSettings
 
 SECRET = "test-token-secret-0123456789abcdef0123456789"
@@ -92,7 +92,7 @@ async def running(settings: ProxySettings) -> AsyncIterator[RunningProxy]:
             directory = stack.enter_context(TemporaryDirectory(prefix="state-"))
             state = SqliteStateSettings(path=Path(directory) / "state.db")
             settings = settings.model_copy(update={"state": state})
-        proxy = await stack.enter_async_context(open_proxy(settings))
+        proxy = await stack.enter_async_context(open_process(settings))
         for listener in (*proxy.listeners, proxy.operations):
             await listener.start()
             stack.push_async_callback(listener.aclose)
