@@ -14,7 +14,7 @@ import aiohttp
 from pydantic import BaseModel
 
 from manager_api.rpc_transport import Call, RpcTransport
-from storage_proxy.common.errors import StorageUnavailable
+from storage_proxy.common.errors import NotFound, StorageUnavailable
 from storage_proxy.common.wire import (
     ArchiveSelection,
     BlobAddress,
@@ -56,7 +56,7 @@ class ProxyClient:
 
     async def stat_blob(self, address: BlobAddress, *, request_id: str) -> BlobDescription:
         """The blob as it is now."""
-        call = Call("stat_blob", "GET", _BLOBS, self._deadlines.ask, request_id, query=_query(address))
+        call = Call("stat_blob", "GET", _BLOBS, self._deadlines.ask, request_id, _query(address))
         return await self._transport.ask(call, BlobDescription)
 
     async def plan_archive(self, selection: ArchiveSelection, access: RunAccess, *, request_id: str) -> PlannedArchive:
@@ -74,29 +74,29 @@ class ProxyClient:
         return await self._transport.ask(call, PreparedUpload)
 
     async def complete_upload(self, upload_id: str, access: RunAccess, *, request_id: str) -> RunBlob:
-        """The record of the upload's blob, verified now."""
+        """The record of the upload's blob, verified now. Raises `NotFound` when there is no such upload."""
         path = f"{_UPLOADS}/{_segment(upload_id)}/complete"
-        timeout = self._deadlines.complete
-        call = Call("complete_upload", "POST", path, timeout, request_id, query=_query(access))
+        timeout, query = self._deadlines.complete, _query(access)
+        call = Call("complete_upload", "POST", path, timeout, request_id, query, for_caller=(NotFound,))
         return await self._transport.ask(call, RunBlob)
 
     async def describe_run(self, run_id: str, access: RunAccess, *, request_id: str) -> RunDescription:
         """The run as it is now."""
         path = f"{_RUNS}/{_segment(run_id)}"
-        call = Call("describe_run", "GET", path, self._deadlines.ask, request_id, query=_query(access))
+        call = Call("describe_run", "GET", path, self._deadlines.ask, request_id, _query(access))
         return await self._transport.ask(call, RunDescription)
 
     async def list_run_blobs(self, run_id: str, page: RunBlobsPage, access: RunAccess, *, request_id: str) -> RunBlobs:
         """A page of the run's blobs."""
         path = f"{_RUNS}/{_segment(run_id)}/blobs"
         query = _query(RunBlobsQuery(**_fields(page), buckets=access.buckets))
-        call = Call("list_run_blobs", "GET", path, self._deadlines.ask, request_id, query=query)
+        call = Call("list_run_blobs", "GET", path, self._deadlines.ask, request_id, query)
         return await self._transport.ask(call, RunBlobs)
 
     async def delete_run(self, run_id: str, access: RunAccess, *, request_id: str) -> RunDescription:
         """The run, hidden from now on."""
         path = f"{_RUNS}/{_segment(run_id)}"
-        call = Call("delete_run", "DELETE", path, self._deadlines.ask, request_id, query=_query(access))
+        call = Call("delete_run", "DELETE", path, self._deadlines.ask, request_id, _query(access))
         return await self._transport.ask(call, RunDescription)
 
     async def probe(self) -> None:

@@ -5,6 +5,7 @@ logged here and shown as nothing more than ours.
 """
 
 import logging
+from collections.abc import Collection
 
 from pydantic import ValidationError
 
@@ -28,8 +29,15 @@ _BETWEEN_US = frozenset({Unauthorized, NotFound, MethodNotAllowed, UnsupportedMe
 """What the proxy says of this program's request, not of the caller's: a wrong secret, URL or version."""
 
 
-def error_of(status: int, content_type: str, retry_after: str | None, body: bytes) -> ServiceError:
-    """The error that an answer with ``status`` tells of."""
+def error_of(
+    status: int,
+    content_type: str,
+    retry_after: str | None,
+    body: bytes,
+    *,
+    for_caller: Collection[type[ServiceError]] = (),
+) -> ServiceError:
+    """The error that an answer with ``status`` tells of. ``for_caller``: those that concern the caller here."""
     try:
         problem = Problem.model_validate_json(body) if content_type == PROBLEM_CONTENT_TYPE else None
     except ValidationError:
@@ -38,7 +46,7 @@ def error_of(status: int, content_type: str, retry_after: str | None, body: byte
         _log.error("the proxy's answer is not a problem document", extra={"status": status, "type": content_type})
         return StorageError("The storage proxy gave an answer that is not understood")
     found = error_class(problem.code)
-    if found in _BETWEEN_US:
+    if found in _BETWEEN_US and found not in for_caller:
         extra = {"status": status, "code": problem.code, "proxy_request_id": problem.request_id}
         _log.error("the proxy refused this program: are rpc_url, rpc_secret and the version right?", extra=extra)
         return Internal()

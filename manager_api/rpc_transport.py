@@ -8,7 +8,7 @@ import asyncio
 import io
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -40,7 +40,10 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: ``operation`` names it in the metrics; ``timeout`` (seconds) is for all its tries together."""
+    """One call: ``operation`` names it in the metrics; ``timeout`` (seconds) is for all its tries together.
+
+    ``for_caller`` are errors that here concern the caller, and not the two programs as elsewhere.
+    """
 
     operation: str
     method: str
@@ -49,6 +52,7 @@ class Call:
     request_id: str
     query: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    for_caller: Collection[type[ServiceError]] = ()
 
 
 class _Unanswered(Exception):
@@ -124,7 +128,13 @@ class RpcTransport:
             return body
         if response.status == 503 and response.content_type != PROBLEM_CONTENT_TYPE:
             raise _Unanswered(StorageUnavailable("The storage proxy is unavailable"))  # a balancer's word
-        problem = error_of(response.status, response.content_type, response.headers.get("Retry-After"), body)
+        problem = error_of(
+            response.status,
+            response.content_type,
+            response.headers.get("Retry-After"),
+            body,
+            for_caller=call.for_caller,
+        )
         if isinstance(problem, ShuttingDown):  # the next connection reaches another replica
             raise _Unanswered(StorageUnavailable("The storage proxy is shutting down"))
         raise problem

@@ -16,6 +16,7 @@ from storage_proxy.common.errors import (
     Busy,
     ChecksumMismatch,
     InvalidRequest,
+    NotFound,
     RunBucketMismatch,
     RunDeleted,
     RunNotFound,
@@ -45,7 +46,7 @@ from storage_proxy.common.wire import (
 _PROXY_ERRORS = (StorageError, StorageUnavailable, StateUnavailable, StorageTimeout)
 _START_ERRORS = (UnsafeName, BucketNotFound, BlobExists, RunBucketMismatch, RunDeleted, Busy, *_PROXY_ERRORS)
 _COMPLETE_ERRORS = (
-    *(RunNotFound, UploadIncomplete, SizeMismatch, ChecksumMismatch, RunBucketMismatch, RunDeleted, Busy),
+    *(NotFound, UploadIncomplete, SizeMismatch, ChecksumMismatch, RunBucketMismatch, RunDeleted, Busy),
     *_PROXY_ERRORS,
 )
 _RUN_ERRORS = (RunNotFound, *_PROXY_ERRORS)

@@ -241,8 +241,8 @@ async def test_a_completion_says_nothing(caller, proxy, body: Any) -> None:
     [
         (400, "size-mismatch"),
         (400, "checksum-mismatch"),
+        (404, "not-found"),
         (404, "run-not-found"),
-        (404, "blob-not-found"),
         (409, "upload-incomplete"),
         (409, "run-deleted"),
         (409, "run-bucket-mismatch"),
@@ -256,6 +256,12 @@ async def test_what_the_proxy_says_of_a_completed_upload_arrives(caller, proxy, 
     got, answer, _ = await caller.post(COMPLETE, {})
     assert (got, answer["code"], answer["detail"]) == (status, code, "so it is")
     assert len(proxy.asked) == 1
+
+
+async def test_a_proxy_that_knows_no_uploads_is_a_failure_of_ours(caller, proxy) -> None:
+    proxy.script = [problem(404, "not-found")]
+    status, answer, _ = await caller.post(UPLOADS, ORDER)
+    assert (status, answer["code"]) == (500, "internal")
 
 
 @pytest.mark.parametrize(("path", "body", "status"), [(UPLOADS, ORDER, 201), (COMPLETE, {}, 200)])
