@@ -25,6 +25,7 @@ from tests.support.programs import API_KEY
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
 
+_HEADERS = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
 _PATIENCE_SECONDS = 180.0
 _MINUTE = 60
 _SHORTEST_URL_SECONDS = 12
@@ -48,10 +49,6 @@ class Ledger:
     def blobs(self) -> int:
         """How many blobs of live runs have to be verified."""
         return sum(len(self.verified[run]) for run in self.live if run in self.verified)
-
-
-class RunGone(Exception):
-    """The run was deleted meanwhile."""
 
 
 class Producer:
@@ -81,8 +78,7 @@ class Producer:
         while True:
             attempt += 1
             try:
-                headers = {"Authorization": f"Bearer {API_KEY}"}
-                async with self._http.request(method, url, json=body, headers=headers) as answer:
+                async with self._http.request(method, url, json=body, headers=_HEADERS) as answer:
                     answered = answer.status, await answer.json()
                     if answer.status < 500 or attempt == attempts:
                         return answered
