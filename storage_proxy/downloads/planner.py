@@ -32,7 +32,7 @@ _DOES_NOT_EXIST = "does not exist"
 MAX_RUNS = 50_000
 """Runs of one archive: each request for it looks for all their tombstones."""
 _EARLIEST = 315_532_800  # 1980-01-01, the beginning of a zip's time
-_BATCH = 1024
+_BATCH = 1000
 _CRC_BATCH = 64
 _TURN = 128
 
