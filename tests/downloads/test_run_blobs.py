@@ -86,7 +86,7 @@ async def test_a_prefix_lists_a_run_a_folder_of_it_or_every_run(runs: Runs) -> N
 async def test_a_long_listing_is_of_several_moments_and_ends_where_its_run_is_deleted(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage_proxy.downloads.run_blobs._BATCH", 2)
+    monkeypatch.setattr("storage_proxy.downloads.run_blobs._PAGE", 2)
     for number in range(5):
         await runs.record("r1", f"{number}")
     assert await listed(runs, "runs/r1/") == [f"runs/r1/{number}" for number in range(5)]
