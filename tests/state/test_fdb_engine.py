@@ -36,9 +36,10 @@ def cluster(clock: Clock) -> FakeCluster:
     return FakeCluster(clock)
 
 
-@pytest.fixture
-async def client(cluster: FakeCluster) -> AsyncIterator[FakeFdb]:
-    with fake_client(cluster) as made:
+@pytest.fixture(params=["simulated", "binding"])
+async def client(cluster: FakeCluster, request: pytest.FixtureRequest) -> AsyncIterator[FakeFdb]:
+    """A simulated client, and the real Python binding on a simulated native library."""
+    with fake_client(cluster, binding=request.param == "binding") as made:
         yield made
 
 
@@ -199,7 +200,6 @@ async def test_a_cluster_that_comes_back_goes_on(cluster: FakeCluster, client: F
         await asyncio.sleep(0)
         assert not adding.done()
         cluster.reachable = True
-        client.network.wake()
         await adding
         await store.probe()
         assert await count(store) == b"1"
@@ -208,9 +208,9 @@ async def test_a_cluster_that_comes_back_goes_on(cluster: FakeCluster, client: F
 async def test_the_clients_own_timeout_ends_a_transaction(cluster: FakeCluster, client: FakeFdb) -> None:
     """Should the loop be late, error 1031 says the same as the deadline."""
     cluster.reachable = False
-    opened = open_client(FdbOptions(), client)
+    opened = open_client(FdbOptions(), client.module)
     native = opened.transaction(timeout_seconds=0.02, max_retry_delay_seconds=0.1)
-    with pytest.raises(client.FDBError) as raised:
+    with pytest.raises(client.module.FDBError) as raised:
         await outcome(native.get(b"a"))
     assert raised.value.code == 1031
 
@@ -237,16 +237,16 @@ async def test_the_real_package_without_its_library_says_so() -> None:
 
 
 async def test_a_library_of_another_version_is_a_clear_error(client: FakeFdb) -> None:
-    client.api_version(730)
-    with pytest.raises(StateUnavailable, match="API version 710"):
-        open_client(FdbOptions(api_version=710), client)
+    open_client(FdbOptions(api_version=710), client.module)
+    with pytest.raises(StateUnavailable, match="API version 700"):
+        open_client(FdbOptions(api_version=700), client.module)
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1515, "no cluster file"), (2104, "cluster file is not valid")])
 async def test_an_unusable_cluster_file_is_a_clear_error(client: FakeFdb, code: int, reason: str) -> None:
     client.open_error = code
     with pytest.raises(StateUnavailable, match=reason):
-        open_client(FdbOptions(Path("/nowhere/fdb.cluster")), client)
+        open_client(FdbOptions(Path("/nowhere/fdb.cluster")), client.module)
 
 
 async def test_a_database_opened_before_a_fork_is_refused(
@@ -302,11 +302,11 @@ def test_a_future_that_becomes_ready_after_its_loop_was_closed_harms_nobody() ->
 async def test_a_dropped_transaction_cancels_its_futures(client: FakeFdb, cluster: FakeCluster) -> None:
     """The simulation does what the client does, so that the engine is held to keeping it referenced."""
     cluster.reachable = False
-    native = open_client(FdbOptions(), client).transaction(timeout_seconds=10, max_retry_delay_seconds=1)
+    native = open_client(FdbOptions(), client.module).transaction(timeout_seconds=10, max_retry_delay_seconds=1)
     future = native.get(b"a")
     del native
     gc.collect()
-    with pytest.raises(client.FDBError) as raised:
+    with pytest.raises(client.module.FDBError) as raised:
         await outcome(future)
     assert raised.value.code == 1025
 

@@ -47,6 +47,7 @@ class FakeFdb:
         self.version: int | None = None
         self.open_error: int | None = None
         self.transactions: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.module: Any = self  # or the real binding on this client: see `fake_fdb_library`
 
     def api_version(self, version: int) -> None:
         if self.version not in {None, version}:
@@ -208,12 +209,13 @@ class FakeTransaction:
         attempt.expect(future)
         reference = weakref.ref(future)
         cluster = self._client.cluster
+        life = cluster.lives
 
         def answer() -> None:
             waiting = reference()
             if kind != "commit" and (waiting is None or waiting.is_ready()):
                 return
-            result, error = _answered(cluster, attempt, kind, work)
+            result, error = _answered(cluster, attempt, kind, work, lost=cluster.lives != life)
             if waiting is not None:
                 waiting.resolve(result, error)
 
@@ -233,9 +235,10 @@ class _Snapshot:
 
 
 def _answered(
-    cluster: FakeCluster, attempt: _Attempt, kind: str, work: Callable[[FakeCluster, _Attempt], Any]
+    cluster: FakeCluster, attempt: _Attempt, kind: str, work: Callable[[FakeCluster, _Attempt], Any], *, lost: bool
 ) -> tuple[Any, int | None]:
-    fault = cluster.faults.next(kind)
+    """``lost`` is a request that a killed server had been sent: reads are sent again, of a commit nobody knows."""
+    fault = cluster.faults.unknown() if lost and kind == "commit" else cluster.faults.next(kind)
     try:
         if fault is None:
             return work(cluster, attempt), None
