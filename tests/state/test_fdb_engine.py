@@ -4,10 +4,11 @@ import asyncio
 import gc
 import importlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -22,6 +23,8 @@ from tests.support.fake_fdb import FakeFdb
 from tests.support.fake_fdb_cluster import FakeCluster
 from tests.support.fake_fdb_network import FakeFuture, FakeValue
 from tests.support.state import Clock, fake_client, fake_store, read_all
+
+_T = TypeVar("_T")
 
 EVERYTHING = (b"", b"\xff")
 
@@ -62,6 +65,17 @@ class Adding:
             transaction.set(self._event, b"")
             count = int(await transaction.get(b"count") or 0)
             transaction.set(b"count", b"%d" % (count + 1))
+
+
+async def write_250(transaction: Transaction) -> None:
+    for number in range(250):
+        transaction.set(b"%03d" % number, b"")
+
+
+async def until_available(work: Callable[[], Awaitable[_T]]) -> _T:
+    while True:
+        with suppress(StateUnavailable):
+            return await work()
 
 
 async def count(store: KeyValueStore) -> bytes:
@@ -164,11 +178,7 @@ async def test_defects_are_internal_and_outages_are_unavailable(cluster: FakeClu
 async def test_an_export_that_outlives_its_version_is_too_old(
     cluster: FakeCluster, clock: Clock, store: FdbKeyValueStore
 ) -> None:
-    async def write(transaction: Transaction) -> None:
-        for number in range(250):
-            transaction.set(b"%03d" % number, b"")
-
-    await store.transact(write)
+    await store.transact(write_250)
     batches = store.read_snapshot(*EVERYTHING)
     assert len(await anext(batches)) == 100
     clock.now += 6
@@ -215,6 +225,67 @@ async def test_the_clients_own_timeout_ends_a_transaction(cluster: FakeCluster, 
     assert raised.value.code == 1031
 
 
+async def test_commits_under_way_when_the_server_is_killed_count_once_after_its_restart(
+    cluster: FakeCluster, client: FakeFdb
+) -> None:
+    async with fake_store(client) as store:
+        adding = [asyncio.create_task(store.transact(Adding(b"event/%d" % number))) for number in range(50)]
+        while cluster.commits_made < 5:
+            await asyncio.sleep(0)
+        cluster.kill()
+        await asyncio.sleep(0)
+        assert not all(each.done() for each in adding)
+        cluster.restart()
+        await asyncio.gather(*adding)
+        assert await count(store) == b"50"
+
+
+async def test_what_waits_for_a_killed_server_ends_by_its_deadline_and_the_next_needs_no_reopening(
+    cluster: FakeCluster, client: FakeFdb
+) -> None:
+    async with fake_store(client, retries=RetryPolicy(deadline_seconds=0.2), probe_seconds=0.1) as store:
+        cluster.kill()
+        results = await asyncio.gather(*(store.transact(Adding()) for _ in range(10)), return_exceptions=True)
+        assert {type(each) for each in results} == {StateUnavailable}
+        with pytest.raises(StateUnavailable):
+            await store.probe()
+        cluster.restart()
+        async with asyncio.timeout(30):
+            await until_available(store.probe)
+            await until_available(partial(store.transact, Adding()))
+            assert await until_available(partial(count, store)) == b"1"
+
+
+async def test_an_export_whose_cluster_goes_away_between_batches_is_unavailable(
+    cluster: FakeCluster, client: FakeFdb
+) -> None:
+    async with fake_store(client, retries=RetryPolicy(deadline_seconds=0.2)) as store:
+        async with fake_store(client) as patient:
+            await patient.transact(write_250)
+        batches = store.read_snapshot(*EVERYTHING)
+        await anext(batches)
+        cluster.kill()
+        with pytest.raises(StateUnavailable, match=r"0\.2 s"):
+            await anext(batches)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+async def test_a_client_that_is_still_connecting_is_no_failure(
+    cluster: FakeCluster, client: FakeFdb, reachable: bool
+) -> None:
+    async with fake_store(client) as store:
+        cluster.reachable = reachable
+        client.connecting = True
+        adding = asyncio.create_task(store.transact(Adding()))
+        probing = asyncio.create_task(store.probe())
+        await asyncio.sleep(0)
+        cluster.reachable = True
+        await asyncio.gather(adding, probing)
+        assert await count(store) == b"1"
+        client.connecting = True
+        assert len([batch async for batch in store.read_snapshot(*EVERYTHING)]) == 1
+
+
 # Opening
 
 
@@ -245,7 +316,7 @@ async def test_a_library_of_another_version_is_a_clear_error(client: FakeFdb) ->
 @pytest.mark.parametrize(("code", "reason"), [(1515, "no cluster file"), (2104, "cluster file is not valid")])
 async def test_an_unusable_cluster_file_is_a_clear_error(client: FakeFdb, code: int, reason: str) -> None:
     client.open_error = code
-    with pytest.raises(StateUnavailable, match=reason):
+    with pytest.raises(StateUnavailable, match=f"{reason}.*/nowhere/fdb.cluster"):
         open_client(FdbOptions(Path("/nowhere/fdb.cluster")), client.module)
 
 
