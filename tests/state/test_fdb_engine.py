@@ -386,8 +386,14 @@ async def test_cancellation_at_any_moment_leaves_nothing_behind(
     client: FakeFdb, cluster: FakeCluster, store: FdbKeyValueStore
 ) -> None:
     cluster.faults.rate = 0.1
+
+    class Reading(Adding):
+        async def __call__(self, transaction: Transaction) -> None:
+            await transaction.get_range(*EVERYTHING, limit=1, snapshot=True)
+            await super().__call__(transaction)
+
     for steps in range(80):
-        task = asyncio.create_task(store.transact(Adding(b"%d" % steps)))
+        task = asyncio.create_task(store.transact(Reading(b"%d" % steps)))
         for _ in range(steps % 40):
             await asyncio.sleep(0)
         task.cancel()
@@ -402,6 +408,54 @@ async def test_cancellation_at_any_moment_leaves_nothing_behind(
     rows = dict(await read_all(store, *EVERYTHING))
     events = len(rows) - (b"count" in rows)
     assert int(rows.get(b"count", 0)) == events
+
+
+@pytest.mark.parametrize("kind", ["get", "range", "commit", "version"])
+async def test_a_cancellation_while_the_server_is_away_ends_at_once(
+    client: FakeFdb, cluster: FakeCluster, store: FdbKeyValueStore, kind: str
+) -> None:
+    async def fn(transaction: Transaction) -> None:
+        if kind == "get":
+            await asyncio.gather(*(transaction.get(b"%d" % number) for number in range(20)))
+        if kind == "range":
+            await transaction.get_range(*EVERYTHING, limit=1)
+        transaction.set(b"a", b"")
+
+    cluster.kill()
+    task: asyncio.Task[None] = asyncio.create_task(store.probe() if kind == "version" else store.transact(fn))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
+    async with asyncio.timeout(30):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        while len(client.transactions):
+            await asyncio.sleep(0)
+            gc.collect()
+    cluster.restart()
+    await store.transact(Adding())
+
+
+def test_a_loop_that_is_closed_while_its_requests_wait_leaves_a_client_for_the_next(cluster: FakeCluster) -> None:
+    with fake_client(cluster, binding=True) as client:
+
+        async def abandoned() -> None:
+            async with fake_store(client) as store:
+                cluster.kill()
+                left.append(asyncio.create_task(store.transact(Adding())))
+                await asyncio.sleep(0)
+
+        async def again() -> None:
+            async with fake_store(client) as store:
+                await store.transact(Adding())
+
+        left: list[asyncio.Task[None]] = []
+        asyncio.run(abandoned())
+        assert left[0].cancelled()
+        cluster.restart()
+        asyncio.run(again())
 
 
 async def test_what_a_function_leaves_running_is_cancelled_with_its_transaction(
