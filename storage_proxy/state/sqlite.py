@@ -183,8 +183,9 @@ class SqliteTransaction(BoundedTransaction):
             await self._ask(lambda _: None)
         self._check_age()
         self._give_back_reader()  # others may read while this one waits for its turn to write
-        commit = Commit(self._snapshot or 0, self._reads, self._writes, self._size)
-        await asyncio.wrap_future(self._writer.submit(commit))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writer.submit(Commit(self._snapshot or 0, self._reads, self._writes, self._size, done))
+        await done
 
     def _release(self) -> None:
         self._ended = True
