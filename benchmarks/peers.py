@@ -94,6 +94,8 @@ secrets = ["{rpc_secret}"]
 [operations]
 listen = "{operations}"
 {tokens}
+[state]
+path = "{WORKSPACE}/state.db"
 [buckets.{BUCKET}]
 kind = "s3"
 endpoint = "{storage.endpoint}"

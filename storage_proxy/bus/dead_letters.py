@@ -118,37 +118,50 @@ class _Replay:
         self._bus = bus
         self._topic = topic
         self._last = last
-        self._left = limit
+        self._limit = limit
         self._only = only
         self._waiting = set(last)
         self._finished = asyncio.Event()
+        self._under_way = 0
         self.count = 0
 
     async def handle(self, batch: Batch) -> int:
-        done = 0
-        for letter in batch.messages:
-            if self.is_finished() or letter.offset > self._last.get(letter.partition, -1):
-                self._waiting.discard(batch.partition)
-                break
-            await self._publish(letter)
-            done += 1
-        if done and batch.messages[done - 1].offset >= self._last.get(batch.partition, -1):
-            self._waiting.discard(batch.partition)
+        self._under_way += 1
+        try:
+            done = await self._replayed(batch)
+        finally:
+            self._under_way -= 1
         if self.is_finished():
             self._finished.set()
         return done
+
+    async def _replayed(self, batch: Batch) -> int:
+        """How many of the batch's letters are replayed; all that have to be."""
+        last = self._last.get(batch.partition, -1)
+        for done, letter in enumerate(batch.messages):
+            if self._has_enough() or letter.offset > last:
+                return done
+            await self._publish(letter)
+            if letter.offset == last:
+                self._waiting.discard(batch.partition)
+        return len(batch.messages)
 
     async def _publish(self, letter: Message) -> None:
         if self._only is not None and not self._only(letter):
             await self._bus.publish(dead_letter_topic(self._topic), [replayed(letter)])
             return
-        if self._left is not None:
-            self._left -= 1  # before publishing: partitions are replayed side by side
-        await self._bus.publish(self._topic, [replayed(letter)])
-        self.count += 1
+        self.count += 1  # before it is there: partitions are replayed side by side
+        try:
+            await self._bus.publish(self._topic, [replayed(letter)])
+        except BaseException:
+            self.count -= 1
+            raise
+
+    def _has_enough(self) -> bool:
+        return self._limit is not None and self.count >= self._limit
 
     def is_finished(self) -> bool:
-        return not self._waiting or (self._left is not None and self._left <= 0)
+        return not self._under_way and (not self._waiting or self._has_enough())
 
     async def finished(self, seconds: float) -> bool:
         """Whether it is, after ``seconds`` at most."""

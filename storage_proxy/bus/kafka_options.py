@@ -78,7 +78,8 @@ def member_options(options: KafkaOptions, group: str) -> Mapping[str, Any]:
         # A join waits for the members that have to come, up to the session's timeout.
         "request_timeout_ms": int((options.request_timeout + options.session_timeout) * 1000),
         "session_timeout_ms": session,
-        "heartbeat_interval_ms": min(3000, session // 3),
+        # A rebalance waits for the heartbeat by which each member learns of it.
+        "heartbeat_interval_ms": min(3000, session // 10),
     }
 
 

@@ -13,6 +13,7 @@ from aiokafka.errors import (
     for_code,
 )
 
+from storage_proxy.bus.kafka_background import Background
 from storage_proxy.bus.kafka_errors import translated
 from storage_proxy.bus.kafka_options import KafkaOptions, client_options
 from storage_proxy.common.errors import BusUnavailable
@@ -26,28 +27,30 @@ _LOOK_SECONDS = 0.05
 class KafkaTopics:
     """The topics that are known to exist, with their number of partitions."""
 
-    def __init__(self, options: KafkaOptions) -> None:
+    def __init__(self, options: KafkaOptions, background: Background) -> None:
         self._options = options
+        self._background = background
         self._known: dict[str, int] = {}
 
     async def ensure(self, name: str) -> int:
         """How many partitions the topic has. Raises `BusUnavailable` when it is not there and cannot be made."""
         if name not in self._known:
             async with translated(f"looking for topic {name}", seconds=self._options.request_timeout):
-                self._known[name] = await self._find_or_make(name)
+                self._known[name] = await self._background.finish(self._find_or_make(name))
         return self._known[name]
 
     async def _find_or_make(self, name: str) -> int:
+        deadline = asyncio.get_running_loop().time() + self._options.request_timeout
         admin = AIOKafkaAdminClient(**client_options(self._options))
         try:
             await admin.start()
             if name not in await _partitions_by_topic(admin):
                 await self._make(admin, name)
-            while True:
-                partitions = (await _partitions_by_topic(admin)).get(name)
-                if partitions:
-                    return partitions
+            while not (partitions := (await _partitions_by_topic(admin)).get(name)):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise BusUnavailable(f"Topic {name} has no leader")
                 await asyncio.sleep(_LOOK_SECONDS)
+            return partitions
         finally:
             await admin.close()
 

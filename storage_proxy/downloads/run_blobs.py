@@ -15,7 +15,9 @@ from storage_proxy.state.records import BlobRecord, BlobState, Records
 from storage_proxy.stores.port import BlobStat
 
 _BATCH = 1000
-"""Keys of one transaction, which has 5 s."""
+"""Keys looked up in one transaction, which has 5 s."""
+_PAGE = 250
+"""Rows listed in one transaction: reading a thousand would keep the event loop from others for tens of milliseconds."""
 _NO_RUN = ("", "")
 """The path of a key that can be no run's."""
 
@@ -71,7 +73,7 @@ class RunBlobs:
             rows, stats = await self._store.transact(partial(self._page, bucket, key, text, start_after))
             if stats:
                 yield stats
-            if len(rows) < _BATCH:
+            if len(rows) < _PAGE:
                 return
             start_after = self._records.blobs.key(*rows[-1][0])
 
@@ -91,7 +93,7 @@ class RunBlobs:
     async def _page(
         self, bucket: str, key: tuple[str, ...], text: str, start_after: bytes, transaction: Transaction
     ) -> tuple[Sequence[tuple[tuple[Any, ...], BlobRecord]], list[BlobStat]]:
-        rows = await self._records.blobs.page(transaction, *key, text=text, limit=_BATCH, start_after=start_after)
+        rows = await self._records.blobs.page(transaction, *key, text=text, limit=_PAGE, start_after=start_after)
         gone = await self._tombstones({run_id for (run_id, _), _ in rows}, transaction)
         stats = [_visible(bucket, (run_id, path), record) for (run_id, path), record in rows if run_id not in gone]
         return rows, [stat for stat in stats if stat is not None]

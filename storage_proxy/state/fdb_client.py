@@ -14,6 +14,9 @@ from storage_proxy.common.errors import StateUnavailable
 from storage_proxy.state import fdb_errors
 from storage_proxy.state.attempts import RetryPolicy
 
+# Below it a retry forgets a transaction's options, its timeout among them (before 610), and 7.1 is the oldest cluster.
+_OLDEST_API_VERSION = 710
+
 
 @dataclass(frozen=True, slots=True)
 class FdbOptions:
@@ -53,6 +56,8 @@ def open_client(options: FdbOptions, module: Any | None = None) -> FdbClient:
 
     ``module`` stands in for the package `fdb`. Raises `StateUnavailable`.
     """
+    if options.api_version < _OLDEST_API_VERSION:
+        raise StateUnavailable(f"FoundationDB's API version has to be {_OLDEST_API_VERSION} or later")
     fdb = importlib.import_module("fdb") if module is None else module
     try:
         fdb.api_version(options.api_version)
@@ -62,7 +67,8 @@ def open_client(options: FdbOptions, module: Any | None = None) -> FdbClient:
     try:
         database = fdb.open(path)
     except fdb.FDBError as error:
-        raise fdb_errors.final(error.code) from error
+        reason = fdb_errors.final(error.code).detail
+        raise StateUnavailable(f"{reason}; configured: {path or 'none, so the default'}") from error
     return FdbClient(fdb, database)
 
 

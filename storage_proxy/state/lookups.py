@@ -25,7 +25,7 @@ async def get_many(transaction: Transaction, table: Table[_Record], keys: Collec
     # Usually nothing lies between them (blobs of one run), or nothing at all (tombstones): one read decides.
     limit = 2 * len(ordered)
     rows = await transaction.get_range(ordered[0], after(ordered[-1]), limit=limit)
-    found = {wanted[row[0]]: table.read(row)[1] for row in rows if row[0] in wanted}
+    found = {wanted[row[0]]: table.value(row) for row in rows if row[0] in wanted}
     if len(rows) < limit:
         return found
     undecided = [wanted[key] for key in ordered if key > rows[-1][0]]

@@ -237,6 +237,10 @@ class Table(Generic[_Record]):
         """The key's elements and the value of a row of a range."""
         return self.elements(row[0]), self._codec.decode(row[1])
 
+    def value(self, row: Row) -> _Record:
+        """The value alone: a key costs as much to read as most values."""
+        return self._codec.decode(row[1])
+
     async def page(
         self,
         transaction: Transaction,
