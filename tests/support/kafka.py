@@ -1,0 +1,88 @@
+"""A real Kafka for tests: found by environment, else started, else the test is skipped or fails."""
+
+import asyncio
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage_proxy.bus.kafka_options import KafkaOptions
+from tests.support.s3 import unavailable
+from tools import services
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaBroker:
+    """Where a broker listens."""
+
+    bootstrap_servers: str
+
+    def options(self) -> KafkaOptions:
+        """Options for tests: few partitions, short pauses, impatient where it is away."""
+        return KafkaOptions(
+            self.bootstrap_servers,
+            topic_partitions=4,
+            request_timeout=5.0,
+            session_timeout=6.0,
+            first_pause=0.05,
+            longest_pause=0.5,
+        )
+
+
+def unique_topic(name: str = "topic") -> str:
+    """A topic that no other test has."""
+    return f"{name}-{uuid.uuid4().hex}"
+
+
+@contextmanager
+def kafka_broker() -> Iterator[KafkaBroker]:
+    """The broker of the environment, or the one of .services, which is stopped if it is started here."""
+    if bootstrap_servers := os.environ.get("TEST_KAFKA_BOOTSTRAP"):
+        yield KafkaBroker(bootstrap_servers)
+        return
+    run = services.running(services.Kafka())
+    was_running = run.port() is not None
+    try:
+        port = run.start()
+    except services.NotInstalled as failure:
+        unavailable("kafka", str(failure))
+    try:
+        yield KafkaBroker(f"127.0.0.1:{port}")
+    finally:
+        if not was_running:
+            run.stop()
+
+
+class PrivateKafka:
+    """A broker of the test's own on a port of its own, which can be killed, paused and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._run = services.Run(services.Kafka(), directory)
+        self._port = services.free_port()
+        self.broker = KafkaBroker(f"127.0.0.1:{self._port}")
+
+    async def start(self) -> None:
+        """Start it, or start it again with the same messages on the same port."""
+        try:
+            await asyncio.to_thread(self._run.start, self._port)
+        except services.NotInstalled as failure:
+            unavailable("kafka", str(failure))
+
+    async def kill(self) -> None:
+        """End it without a chance to say good-bye."""
+        await asyncio.to_thread(self._run.stop, signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let it keep its connections and answer nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, signum: int) -> None:
+        pid = self._run.pid()
+        assert pid is not None, "the broker does not run"
+        os.kill(pid, signum)
