@@ -1,10 +1,10 @@
 """Many objects of which some are orphans: what cleanup-orphans has to find, at any size, on any bucket."""
 
-import asyncio
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.events import run_key
 from storage_proxy.lifecycle.cleanup_orphans import CleanupOrphans, OrphanOptions
 from storage_proxy.state.port import Transaction
@@ -35,11 +35,11 @@ class OrphansScenario:
         step = RUN_BLOBS * RUNS_AT_ONCE
         for start in range(0, self.objects, step):
             part = places[start : start + step]
-            await asyncio.gather(*(self.house.put(run_id, [path]) for run_id, path in part))
+            await map_bounded(64, lambda place: self.house.put(place[0], [place[1]]), part)
             await self._record(place for place in part if run_key(*place) in self.known)
 
     def job(self, *, orphan_seconds: float = 60.0) -> CleanupOrphans:
-        options = OrphanOptions(INGEST, GROUP, f"{INGEST}.dlq", orphan_seconds)
+        options = OrphanOptions(INGEST, GROUP, orphan_seconds)
         house = self.house
         return CleanupOrphans(house.store, house.records, house.buckets, house.bus, options, clock=house.clock)
 
