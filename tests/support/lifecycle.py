@@ -1,6 +1,5 @@
 """Everything that the end of blobs needs, wired: real state, real buckets, a bus in memory, a clock that is moved."""
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from storage_proxy.bus.pauses import PausePolicy
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.events import run_key
 from storage_proxy.common.wire import RunAccess
-from storage_proxy.lifecycle.backoff import Backoff
 from storage_proxy.lifecycle.control_worker import ControlWorker
 from storage_proxy.lifecycle.eraser import RunEraser
 from storage_proxy.lifecycle.jobs import Job, JobProgress, run_job
@@ -101,7 +100,7 @@ class House:
             owner=owner,
             poll_seconds=0.01,
             clock=self.clock,
-            backoff=Backoff(0.001, 0.01, random.Random(1)),
+            pauses=PausePolicy(0.001, 0.01),
         )
 
     async def get(self, table: Table[Any], *key: Any) -> Any:
