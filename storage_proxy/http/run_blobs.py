@@ -1,4 +1,4 @@
-"""One blob of a run, as the programs tell each other of it."""
+"""A blob's record as the contract writes it."""
 
 from storage_proxy.common.events import run_key
 from storage_proxy.common.values import crc32_hex, moment
@@ -7,7 +7,7 @@ from storage_proxy.state.records import BlobRecord
 
 
 def run_blob(run_id: str, path: str, record: BlobRecord, uri: str | None = None) -> RunBlob:
-    """What ``record`` says of the blob at ``path``."""
+    """One blob of a run. Until it is verified, size, CRC-32 and type are what was announced; no ETag is known."""
     return RunBlob(
         path=path,
         key=run_key(run_id, path),
