@@ -5,18 +5,23 @@ length are those of the question.
 """
 
 import asyncio
-import base64
-from collections.abc import AsyncIterator, Sequence
+import os
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import aioboto3
+import aiohttp
 from aiobotocore.config import AioConfig
+from botocore.httpsession import get_cert_path
+from botocore.utils import get_environ_proxies
 from isal import isal_zlib
 
-from storage_proxy.common.errors import BlobNotFound, StorageError, StorageUnavailable
-from storage_proxy.stores.port import BlobReader, BlobStat
+from storage_proxy.common.errors import BlobNotFound, StorageError, StorageUnavailable, UnsafeName
+from storage_proxy.stores.port import BlobReader, BlobStat, PresignedPut, UploadTerms
 from storage_proxy.stores.s3_answers import (
     check_range,
     longest_name,
@@ -26,8 +31,14 @@ from storage_proxy.stores.s3_answers import (
     stat_of_listed,
 )
 from storage_proxy.stores.s3_checksums import ObjectChecksums
+from storage_proxy.stores.s3_deletion import S3Deletion
 from storage_proxy.stores.s3_errors import BadRequest, translated
+from storage_proxy.stores.s3_heads import HeadRequests
 from storage_proxy.stores.s3_reader import S3Reader
+from storage_proxy.stores.s3_signer import Signer, address_of, chain_keys, fixed_keys
+from storage_proxy.stores.s3_signing import Credentials
+from storage_proxy.stores.s3_uploads import S3Uploads, crc32_header
+from storage_proxy.stores.uploads import IncomingBody
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -45,7 +56,8 @@ class S3Options:
     """How to reach a bucket. ``endpoint`` None is AWS, no keys are the SDK's provider chain; times in seconds.
 
     ``max_connections`` bounds the open connections, and with them the readers that are open at once: a call that
-    gets none raises `StorageTimeout` at its deadline. ``request_timeout`` is that deadline, ``max_attempts`` and
+    gets none raises `StorageTimeout` at its deadline. HeadObject has as many of its own, so that readers do not keep
+    it waiting. ``request_timeout`` is that deadline, ``max_attempts`` and
     their pauses included; ``read_timeout`` is how long an answer or a body may stall.
     """
 
@@ -85,18 +97,51 @@ async def open_s3_store(options: S3Options, *, session: aioboto3.Session | None 
             )
             return await stack.enter_async_context(opening)
 
-        inside = await client(options.endpoint)
-        public = options.public_endpoint
+        async def signer(client: "S3Client") -> Signer | None:
+            address = await address_of(client, options.bucket)
+            return None if address is None else Signer(address, _keys(options, session))
+
+        inside = outside = await client(options.endpoint)
+        if options.public_endpoint not in {None, options.endpoint}:
+            outside = await client(options.public_endpoint)
         store = S3BlobStore(
             inside,
             bucket=options.bucket,
             prefix=options.prefix,
-            presign_client=await client(public) if public not in {None, options.endpoint} else None,
+            presign_client=outside,
+            heads=await _open_heads(await signer(inside), options, stack),
+            public_signer=await signer(outside),
             request_timeout=options.request_timeout,
             stall_timeout=options.read_timeout,
         )
         stack.push_async_callback(store.aclose)
         yield store
+
+
+def _keys(options: S3Options, session: aioboto3.Session) -> Callable[[], Awaitable[Credentials]]:
+    if options.access_key is not None and options.secret_key is not None:
+        return partial(fixed_keys, options.access_key, options.secret_key)
+    return partial(chain_keys, session)
+
+
+async def _open_heads(signer: Signer | None, options: S3Options, stack: AsyncExitStack) -> HeadRequests | None:
+    """HeadObject's own connections, which trust and go round by the same environment as those of the SDK."""
+    if signer is None:
+        return None
+    authorities = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or get_cert_path(True)
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=options.max_connections, ssl=ssl.create_default_context(cafile=authorities), ttl_dns_cache=30
+        ),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=options.connect_timeout, sock_read=options.read_timeout),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=["accept", "user-agent"],
+        auto_decompress=False,
+    )
+    await stack.enter_async_context(session)
+    scheme = signer.origin.partition(":")[0]
+    proxy = get_environ_proxies(signer.origin).get(scheme)
+    return HeadRequests(session, signer, max_attempts=options.max_attempts, proxy=proxy)
 
 
 def _config(options: S3Options) -> AioConfig:
@@ -115,7 +160,7 @@ def _config(options: S3Options) -> AioConfig:
 
 
 class S3BlobStore:
-    """The `BlobStore` over a bucket, with the ability `PresignsDownloads`; the clients stay the caller's.
+    """The `BlobStore` over a bucket, with every ability but `ReadsCrc32`; clients and connections stay the caller's.
 
     A key is the object ``prefix + key``. Some servers map object names to paths and answer for ``/a`` or ``x/../a``
     with the object ``a``: a name with empty or dotted parts is believed only when the listing has it.
@@ -128,18 +173,24 @@ class S3BlobStore:
         bucket: str,
         prefix: str = "",
         presign_client: "S3Client | None" = None,
+        heads: HeadRequests | None = None,
+        public_signer: Signer | None = None,
         request_timeout: float = 30.0,
         stall_timeout: float = 20.0,
         probe_timeout: float = 3.0,
     ) -> None:
         self._client = client
         self._presign_client = presign_client or client
+        self._heads = heads
+        self._public_signer = public_signer
         self._bucket = bucket
         self._prefix = prefix
         self._request_timeout = request_timeout
         self._stall_timeout = stall_timeout
         self._probe_timeout = min(probe_timeout, request_timeout)
         self._checksums = ObjectChecksums(client, bucket)
+        self._uploads = S3Uploads(client, bucket, self._deadline, self._found)
+        self._deletion = S3Deletion(client, bucket, self._deadline, self._is_listed)
         self._bucket_seen = False
         self._closed = False
 
@@ -151,8 +202,7 @@ class S3BlobStore:
             if may_be_alias(name) and not await self._is_listed(name):
                 return None
             try:
-                with translated("HeadObject"):
-                    head = await self._client.head_object(Bucket=self._bucket, Key=name, ChecksumMode="ENABLED")
+                head = await self._head(name)
             except BlobNotFound:
                 if not self._bucket_seen:  # an answer to HEAD has no body to tell a missing bucket by
                     await self._is_listed(name)
@@ -163,6 +213,14 @@ class S3BlobStore:
                 return None
             self._bucket_seen = True
             return stat_of_head(key, head, await self._checksums.crc32(name, head))
+
+    async def _head(self, name: str) -> Mapping[str, str]:
+        """The headers of the answer to HeadObject, by names in lower case."""
+        with translated("HeadObject"):
+            if self._heads is not None and (headers := await self._heads.head(name)) is not None:
+                return headers
+            answer = await self._client.head_object(Bucket=self._bucket, Key=name, ChecksumMode="ENABLED")
+            return answer["ResponseMetadata"]["HTTPHeaders"]
 
     async def open(self, key: str, *, start: int, stop: int, if_match: str | None) -> BlobReader:
         name = object_name(self._prefix, key)
@@ -237,7 +295,7 @@ class S3BlobStore:
         if name is None or may_be_alias(name):
             raise StorageError("The bucket cannot hold this key")
         # Given with the request, so that the server refuses a body that was damaged on its way.
-        checksum = base64.b64encode(isal_zlib.crc32(body).to_bytes(4, "big")).decode()
+        checksum = crc32_header(isal_zlib.crc32(body))
         async with self._deadline("PutObject"):
             await self._client.put_object(
                 Bucket=self._bucket, Key=name, Body=body, ChecksumAlgorithm="CRC32", ChecksumCRC32=checksum
@@ -261,6 +319,43 @@ class S3BlobStore:
                 ExpiresIn=expires_in,
             )
 
+    async def presign_put(self, key: str, terms: UploadTerms, *, expires_in: int) -> PresignedPut:
+        name = self._new_name(key)
+        headers = {"if-none-match": "*"}
+        if terms.content_type is not None:
+            headers["content-type"] = terms.content_type
+        if terms.size is not None:
+            headers["content-length"] = str(terms.size)
+        if terms.crc32 is not None:
+            headers["x-amz-checksum-crc32"] = crc32_header(terms.crc32)
+        async with self._deadline("PutObject"):
+            if self._public_signer is None:
+                raise StorageError("The storage has no presigned uploads")
+            url = await self._public_signer.presigned("PUT", name, headers, expires_in=expires_in)
+        return PresignedPut(url, headers)
+
+    async def receive(
+        self, key: str, body: AsyncIterable[bytes | memoryview], terms: UploadTerms, *, max_bytes: int
+    ) -> BlobStat:
+        name = self._new_name(key)
+        incoming = IncomingBody(body, terms, max_bytes=max_bytes)
+        headers = await self._uploads.create(name, incoming, terms.content_type)
+        with translated("HeadObject"):
+            return stat_of_head(key, headers, incoming.crc32)
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        names = [object_name(self._prefix, key) for key in keys]
+        await self._deletion.delete_named([name for name in names if name is not None])
+
+    async def erase(self, prefix: str) -> AsyncIterator[int]:
+        name = object_name(self._prefix, prefix)
+        if name is not None and prefix.endswith("/"):
+            async for removed in self._deletion.erase(name):
+                yield removed
+
+    async def discard_uploads(self, prefix: str, *, older_than: float) -> int:
+        return await self._deletion.discard_uploads(self._prefix + prefix, older_than)
+
     async def probe(self) -> None:
         # The deadline is what bounds the retries here: the client's setting is for all of its calls.
         async with self._deadline("ListObjectsV2", self._probe_timeout):
@@ -277,6 +372,20 @@ class S3BlobStore:
         with translated(operation):
             async with asyncio.timeout(self._request_timeout if seconds is None else seconds):
                 yield
+
+    def _new_name(self, key: str) -> str:
+        """The object's name of a blob that is to be created; a folder is none."""
+        name = object_name(self._prefix, key)
+        if name is None or may_be_alias(name) or name.endswith("/"):
+            raise UnsafeName
+        return name
+
+    async def _found(self, name: str) -> Mapping[str, str] | None:
+        async with self._deadline("HeadObject"):
+            try:
+                return await self._head(name)
+            except BlobNotFound:
+                return None
 
     async def _is_listed(self, name: str) -> bool:
         """Whether there is an object of exactly this name; a missing bucket raises."""

@@ -4,13 +4,15 @@ Names here are those of objects: the bucket's prefix and the key.
 """
 
 import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from storage_proxy.common.errors import BlobChanged, StorageError
 from storage_proxy.stores.port import BlobStat, whole_seconds
 
 if TYPE_CHECKING:
-    from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef, ObjectTypeDef
+    from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, ObjectTypeDef
 
 MAX_NAME_BYTES = 1024
 """The longest name of an object (S3 user guide, "Naming Amazon S3 objects")."""
@@ -46,15 +48,16 @@ def quoted(etag: str) -> str:
     return etag if etag.startswith('"') else f'"{etag}"'
 
 
-def stat_of_head(key: str, head: "HeadObjectOutputTypeDef", crc32: int | None) -> BlobStat:
+def stat_of_head(key: str, headers: Mapping[str, str], crc32: int | None) -> BlobStat:
+    """From the ``headers`` of an answer to HeadObject; raises `KeyError` and `ValueError` where they make no sense."""
     # Some servers keep the encoding that an upload had only on its way.
-    encodings = [part.strip() for part in head.get("ContentEncoding", "").split(",")]
+    encodings = [part.strip() for part in headers.get("content-encoding", "").split(",")]
     return BlobStat(
         key=key,
-        size=head["ContentLength"],
-        etag=quoted(head["ETag"]),
-        last_modified=whole_seconds(head["LastModified"].timestamp()),
-        content_type=head.get("ContentType") or None,
+        size=int(headers["content-length"]),
+        etag=quoted(headers["etag"]),
+        last_modified=whole_seconds(parsedate_to_datetime(headers["last-modified"]).timestamp()),
+        content_type=headers.get("content-type") or None,
         content_encoding=",".join(part for part in encodings if part not in {"", "aws-chunked"}) or None,
         crc32=crc32,
     )

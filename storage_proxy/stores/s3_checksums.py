@@ -7,7 +7,7 @@ GetObjectAttributes gives those of the parts, and they combine (S3 user guide, "
 import base64
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
@@ -16,7 +16,7 @@ from storage_proxy.formats.crc32 import combine
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
-    from types_aiobotocore_s3.type_defs import HeadObjectOutputTypeDef, ObjectPartTypeDef
+    from types_aiobotocore_s3.type_defs import ObjectPartTypeDef
 
 _MANY_PARTS = re.compile(r"-\d+\"?$")
 _LACKING = frozenset({400, 403, 405, 501})
@@ -30,15 +30,14 @@ class ObjectChecksums:
         self._bucket = bucket
         self._tells_parts = True
 
-    async def crc32(self, name: str, head: "HeadObjectOutputTypeDef") -> int | None:
-        """The CRC-32 of the version that ``head`` describes, None where S3 does not tell it.
+    async def crc32(self, name: str, headers: Mapping[str, str]) -> int | None:
+        """The CRC-32 of the version that ``headers``, of an answer to HeadObject, describe; None where S3 is silent.
 
         Raises what the client library raises, except for a server's refusal to tell of parts.
         """
-        size, etag = head["ContentLength"], head["ETag"]
+        size, etag = int(headers["content-length"]), headers["etag"]
         if size == 0:
             return 0
-        headers = head["ResponseMetadata"]["HTTPHeaders"]
         value, kind = headers.get("x-amz-checksum-crc32"), headers.get("x-amz-checksum-type")
         if value is None:
             return None

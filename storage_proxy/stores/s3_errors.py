@@ -48,7 +48,7 @@ def translated(operation: str) -> Iterator[None]:
     except ServiceError:
         raise
     except ClientError as error:
-        raise _answered(operation, error) from error
+        raise refusal(operation, *answer_of(error)) from error
     except ReadTimeoutError as error:
         raise StorageTimeout(f"The storage did not answer {operation} in time") from error
     except (ConnectTimeoutError, BotoConnectionError, HTTPClientError) as error:
@@ -57,6 +57,8 @@ def translated(operation: str) -> Iterator[None]:
         raise StorageUnavailable(f"The storage cannot be reached for {operation}") from error
     except (BotoCoreError, ResponseParserError, ValueError, KeyError) as error:
         raise StorageError(f"The storage's answer to {operation} makes no sense ({type(error).__name__})") from error
+    except aiohttp.ConnectionTimeoutError as error:
+        raise StorageUnavailable(f"The storage cannot be reached for {operation}") from error
     except TimeoutError as error:  # the deadline, or aiohttp's own
         raise StorageTimeout(f"The storage did not answer {operation} in time") from error
     except (aiohttp.ClientError, OSError) as error:
@@ -65,10 +67,15 @@ def translated(operation: str) -> Iterator[None]:
         raise StorageUnavailable(f"The bucket was closed during {operation}") from error
 
 
-def _answered(operation: str, error: ClientError) -> ServiceError:
-    """The port's error for an answer with an error status (S3 API reference, "Error responses")."""
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code = re.sub(r"[^A-Za-z0-9.]", "", str(error.response.get("Error", {}).get("Code", "")))[:64]
+def answer_of(error: ClientError) -> tuple[int, str]:
+    """The status and the code of an answer."""
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return status, str(error.response.get("Error", {}).get("Code", ""))
+
+
+def refusal(operation: str, status: int, code: str) -> ServiceError:
+    """The port's error for an answer with an error status (S3 API reference, "Error responses"); HEAD has no code."""
+    code = re.sub(r"[^A-Za-z0-9.]", "", code)[:64]
     said = f"{status}" if code in {"", str(status)} else f"{status} {code}"
     if status == 429 or code in _LATER or (status >= 500 and status != 501):
         return StorageUnavailable(f"The storage is unavailable: it answered {operation} with {said}")

@@ -712,9 +712,17 @@ async def test_a_call_that_gets_no_connection_ends_at_its_deadline(opener: Opene
         reader = await store.open("k", start=0, stop=len(CONTENT), if_match=None)
         async with asyncio.timeout(20):
             with pytest.raises(StorageTimeout):
-                await store.stat("k")
+                await store.open("k", start=0, stop=1, if_match=None)
         assert await read_all(reader) == CONTENT
+        assert await read_range(store, "k", 0, len(CONTENT)) == CONTENT
+
+
+async def test_readers_that_hold_every_connection_do_not_keep_a_stat_waiting(opener: Opener) -> None:
+    async with opener(max_connections=1) as store:
+        await store.put("k", CONTENT)
+        reader = await store.open("k", start=0, stop=len(CONTENT), if_match=None)
         assert (await found(store, "k")).size == len(CONTENT)
+        assert await read_all(reader) == CONTENT
 
 
 # Signed URLs
