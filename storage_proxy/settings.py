@@ -133,7 +133,7 @@ class EmbeddedBusSettings(Section):
     partitions: Annotated[int, Field(ge=1, le=1024)] = 8
     """Of topics that are made from now on; those that exist keep theirs."""
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0
-    retention_seconds: Annotated[int, Field(ge=1)] | None = None
+    retention_seconds: Annotated[int, Field(ge=1)] | None = 604_800
     max_event_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
 
 

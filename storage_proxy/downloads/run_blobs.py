@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from storage_proxy.common.events import RUNS_PREFIX, parse_run_key, run_key
-from storage_proxy.state.lookups import get_many
 from storage_proxy.state.port import KeyValueStore, Transaction
 from storage_proxy.state.records import BlobRecord, BlobState, Records
 from storage_proxy.stores.port import BlobStat
@@ -79,7 +78,7 @@ class RunBlobs:
 
     async def _resolve(self, addresses: Sequence[Address], transaction: Transaction) -> list[BlobStat | None]:
         paths = [parse_run_key(key) or _NO_RUN for _, key in addresses]
-        records = await get_many(transaction, self._records.blobs, set(paths) - {_NO_RUN})
+        records = await self._records.blobs.find_many(transaction, set(paths) - {_NO_RUN})
         gone = await self._tombstones({run_id for run_id, _ in records}, transaction)
         return [
             None if path not in records or path[0] in gone else _visible(bucket, path, records[path])
@@ -87,7 +86,7 @@ class RunBlobs:
         ]
 
     async def _tombstones(self, run_ids: Collection[str], transaction: Transaction) -> set[str]:
-        found = await get_many(transaction, self._records.tombstones, [(run_id,) for run_id in run_ids])
+        found = await self._records.tombstones.find_many(transaction, [(run_id,) for run_id in run_ids])
         return {run_id for (run_id,) in found}
 
     async def _page(

@@ -6,6 +6,7 @@ and what arrives for a run that was deleted meanwhile is removed again.
 
 import asyncio
 import random
+import re
 import time
 import uuid
 from collections.abc import AsyncIterable, Awaitable, Callable
@@ -37,7 +38,7 @@ from storage_proxy.common.problems import field_errors
 from storage_proxy.common.steps import step
 from storage_proxy.common.tokens import UploadClaims
 from storage_proxy.common.values import moment
-from storage_proxy.common.wire import PreparedUpload, RunAccess, UploadOrder, UploadTarget, Via
+from storage_proxy.common.wire import RUN_ID_PATTERN, PreparedUpload, RunAccess, UploadOrder, UploadTarget, Via
 from storage_proxy.ingest import transitions
 from storage_proxy.ingest.metrics import IngestMetrics
 from storage_proxy.ingest.options import IngestOptions
@@ -61,6 +62,7 @@ INGEST_TOPIC = "ingest"
 _CLAIM_SECONDS = 60
 _CLAIM_PAUSE = 0.1
 _MINUTE = 60
+_UPLOAD_ID = re.compile(rf"({RUN_ID_PATTERN.strip('^$')})~([0-9a-f]{{32}})", re.ASCII)
 _T = TypeVar("_T")
 
 
@@ -334,9 +336,10 @@ class Uploads:
         return place.run_id, place.path, record
 
     async def _find(self, upload: str, access: RunAccess) -> tuple[Place, BlobRecord]:
-        run_id, separator, digest = upload.partition("~")
-        if not separator:
+        form = _UPLOAD_ID.fullmatch(upload)
+        if form is None:
             raise _no_such_upload()
+        run_id, digest = form.groups()
 
         async def fn(transaction: Transaction) -> tuple[Place, BlobRecord]:
             tombstone = await self._records.tombstones.get(transaction, run_id)
