@@ -152,7 +152,7 @@ class _Rounds:
                     await victim.dies(10)
             for victim in victims:
                 async with asyncio.timeout(60):
-                    while not await victim.program.ready():
+                    while not await victim.program.ready():  # noqa: ASYNC110 it does not tell that it is
                         await asyncio.sleep(0.1)
         finally:
             for supervisor in supervisors:
