@@ -28,6 +28,7 @@ STEP = 1000
 
 # Not allowed in XML, or not kept by its readers (XML 1.0 sections 2.2 and 2.11): not to be written into DeleteObjects.
 _NOT_FOR_XML = re.compile("[\x00-\x1f\x7f\ufffe\uffff]")
+_NOT_THERE = frozenset({"NoSuchKey", "NoSuchVersion", "KeyTooLongError"})
 
 Deadline = Callable[[str], AbstractAsyncContextManager[None]]
 
@@ -158,7 +159,7 @@ class S3Deletion:
                     Bucket=self._bucket, Delete={"Objects": listed, "Quiet": True}
                 )
             for error in answer.get("Errors", []):
-                if error.get("Code") not in {"NoSuchKey", "NoSuchVersion"}:
+                if error.get("Code") not in _NOT_THERE:
                     raise _refused(error.get("Code", ""))
         for item in objects:
             if _NOT_FOR_XML.search(item["Key"]):
