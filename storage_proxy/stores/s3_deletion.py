@@ -5,7 +5,7 @@ error. Listings begin again after each page of removals, so nothing has to be re
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,7 +59,7 @@ class S3Deletion:
         for start in range(0, len(wanted), STEP):
             await self._delete(wanted[start : start + STEP])
 
-    async def erase(self, prefix: str) -> AsyncIterator[int]:
+    async def erase(self, prefix: str) -> AsyncGenerator[int, None]:
         """Remove all that begins with ``prefix``. Uploads first: one that is completed meanwhile is an object then."""
         previous: Any = None
         for page in (self._uploads_page, self._objects_page):

@@ -13,6 +13,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import NoCredentialsError
 
 from storage_proxy.common.errors import StorageError, StorageUnavailable
+from storage_proxy.stores.port import UploadTerms
 from storage_proxy.stores.s3_signer import Address, Signer, address_of, chain_keys, fixed_keys
 from storage_proxy.stores.s3_signing import Credentials
 from tests.support.blobs import found
@@ -66,6 +67,13 @@ async def test_the_region_of_an_access_point_is_signed_with() -> None:
 async def test_a_bucket_that_is_signed_for_in_another_way_is_left_to_the_sdk() -> None:
     assert await address("bucket--euw1-az1--x-s3") is None
     assert await address("arn:aws:s3-object-lambda:eu-west-1:123456789012:accesspoint/name") is None
+
+
+async def test_a_name_that_no_bucket_can_have_is_an_error_of_each_call(s3_bucket: S3Bucket) -> None:
+    async with open_store(replace(s3_bucket.options(), bucket="no bucket/at all")) as store:
+        for call in (store.stat("k"), store.probe(), store.presign_put("k", UploadTerms(), expires_in=60)):
+            with pytest.raises(StorageError):
+                await call
 
 
 async def test_finding_an_address_leaves_the_client_as_it_was(s3_bucket: S3Bucket) -> None:
