@@ -283,9 +283,11 @@ class Uploads:
             raise InvalidRequest("The bucket takes no uploads through this service")
         if content_length > self._options.max_upload_bytes:
             raise PayloadTooLarge
+        if announced.size not in (None, content_length):
+            raise SizeMismatch
         # Of two announcements, the token's and the record's, both have to be true.
         recorded = await self._admit(place, announced, claims.exp)
-        if any(size not in (None, content_length) for size in (announced.size, recorded.size)):
+        if recorded.size not in (None, content_length):
             raise SizeMismatch
         if None not in (announced.crc32, recorded.crc32) and announced.crc32 != recorded.crc32:
             raise ChecksumMismatch
