@@ -5,10 +5,9 @@ length are those of the question.
 """
 
 import asyncio
-import base64
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,8 +20,8 @@ from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 from isal import isal_zlib
 
-from storage_proxy.common.errors import BlobNotFound, StorageError, StorageUnavailable
-from storage_proxy.stores.port import BlobReader, BlobStat
+from storage_proxy.common.errors import BlobNotFound, StorageError, StorageUnavailable, UnsafeName
+from storage_proxy.stores.port import BlobReader, BlobStat, PresignedPut, UploadTerms
 from storage_proxy.stores.s3_answers import (
     check_range,
     longest_name,
@@ -32,11 +31,14 @@ from storage_proxy.stores.s3_answers import (
     stat_of_listed,
 )
 from storage_proxy.stores.s3_checksums import ObjectChecksums
+from storage_proxy.stores.s3_deletion import S3Deletion
 from storage_proxy.stores.s3_errors import BadRequest, translated
 from storage_proxy.stores.s3_heads import HeadRequests
 from storage_proxy.stores.s3_reader import S3Reader
 from storage_proxy.stores.s3_signer import Signer, address_of, chain_keys, fixed_keys
 from storage_proxy.stores.s3_signing import Credentials
+from storage_proxy.stores.s3_uploads import S3Uploads, crc32_header
+from storage_proxy.stores.uploads import IncomingBody
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -158,7 +160,7 @@ def _config(options: S3Options) -> AioConfig:
 
 
 class S3BlobStore:
-    """The `BlobStore` over a bucket, with the ability `PresignsDownloads`; the clients stay the caller's.
+    """The `BlobStore` over a bucket, with every ability but `ReadsCrc32`; clients and connections stay the caller's.
 
     A key is the object ``prefix + key``. Some servers map object names to paths and answer for ``/a`` or ``x/../a``
     with the object ``a``: a name with empty or dotted parts is believed only when the listing has it.
@@ -187,6 +189,8 @@ class S3BlobStore:
         self._stall_timeout = stall_timeout
         self._probe_timeout = min(probe_timeout, request_timeout)
         self._checksums = ObjectChecksums(client, bucket)
+        self._uploads = S3Uploads(client, bucket, self._deadline, self._found)
+        self._deletion = S3Deletion(client, bucket, self._deadline, self._is_listed)
         self._bucket_seen = False
         self._closed = False
 
@@ -291,7 +295,7 @@ class S3BlobStore:
         if name is None or may_be_alias(name):
             raise StorageError("The bucket cannot hold this key")
         # Given with the request, so that the server refuses a body that was damaged on its way.
-        checksum = base64.b64encode(isal_zlib.crc32(body).to_bytes(4, "big")).decode()
+        checksum = crc32_header(isal_zlib.crc32(body))
         async with self._deadline("PutObject"):
             await self._client.put_object(
                 Bucket=self._bucket, Key=name, Body=body, ChecksumAlgorithm="CRC32", ChecksumCRC32=checksum
@@ -315,6 +319,43 @@ class S3BlobStore:
                 ExpiresIn=expires_in,
             )
 
+    async def presign_put(self, key: str, terms: UploadTerms, *, expires_in: int) -> PresignedPut:
+        name = self._new_name(key)
+        headers = {"if-none-match": "*"}
+        if terms.content_type is not None:
+            headers["content-type"] = terms.content_type
+        if terms.size is not None:
+            headers["content-length"] = str(terms.size)
+        if terms.crc32 is not None:
+            headers["x-amz-checksum-crc32"] = crc32_header(terms.crc32)
+        async with self._deadline("PutObject"):
+            if self._public_signer is None:
+                raise StorageError("The storage has no presigned uploads")
+            url = await self._public_signer.presigned("PUT", name, headers, expires_in=expires_in)
+        return PresignedPut(url, headers)
+
+    async def receive(
+        self, key: str, body: AsyncIterable[bytes | memoryview], terms: UploadTerms, *, max_bytes: int
+    ) -> BlobStat:
+        name = self._new_name(key)
+        incoming = IncomingBody(body, terms, max_bytes=max_bytes)
+        headers = await self._uploads.create(name, incoming, terms.content_type)
+        with translated("HeadObject"):
+            return stat_of_head(key, headers, incoming.crc32)
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        names = [object_name(self._prefix, key) for key in keys]
+        await self._deletion.delete_named([name for name in names if name is not None])
+
+    async def erase(self, prefix: str) -> AsyncIterator[int]:
+        name = object_name(self._prefix, prefix)
+        if name is not None and prefix.endswith("/"):
+            async for removed in self._deletion.erase(name):
+                yield removed
+
+    async def discard_uploads(self, prefix: str, *, older_than: float) -> int:
+        return await self._deletion.discard_uploads(self._prefix + prefix, older_than)
+
     async def probe(self) -> None:
         # The deadline is what bounds the retries here: the client's setting is for all of its calls.
         async with self._deadline("ListObjectsV2", self._probe_timeout):
@@ -331,6 +372,20 @@ class S3BlobStore:
         with translated(operation):
             async with asyncio.timeout(self._request_timeout if seconds is None else seconds):
                 yield
+
+    def _new_name(self, key: str) -> str:
+        """The object's name of a blob that is to be created; a folder is none."""
+        name = object_name(self._prefix, key)
+        if name is None or may_be_alias(name) or name.endswith("/"):
+            raise UnsafeName
+        return name
+
+    async def _found(self, name: str) -> Mapping[str, str] | None:
+        async with self._deadline("HeadObject"):
+            try:
+                return await self._head(name)
+            except BlobNotFound:
+                return None
 
     async def _is_listed(self, name: str) -> bool:
         """Whether there is an object of exactly this name; a missing bucket raises."""

@@ -74,7 +74,7 @@ def answer_of(error: ClientError) -> tuple[int, str]:
 
 
 def refusal(operation: str, status: int, code: str) -> ServiceError:
-    """The port's error for an answer with an error status (S3 API reference, "Error responses"); to HEAD there is no code."""
+    """The port's error for an answer with an error status (S3 API reference, "Error responses"); HEAD has no code."""
     code = re.sub(r"[^A-Za-z0-9.]", "", code)[:64]
     said = f"{status}" if code in {"", str(status)} else f"{status} {code}"
     if status == 429 or code in _LATER or (status >= 500 and status != 501):

@@ -4,14 +4,16 @@ The law: the pieces end without an error only when the size and the CRC-32 are t
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from isal import isal_zlib
 
 from storage_proxy.common.errors import ChecksumMismatch, PayloadTooLarge, SizeMismatch
 from storage_proxy.stores.port import UploadTerms
+
+_T = TypeVar("_T")
 
 
 class IncomingBody:
@@ -79,3 +81,20 @@ async def finish(work: Coroutine[Any, Any, None]) -> None:
             await asyncio.wait({task})
     if not task.cancelled():
         task.exception()
+
+
+async def settled(work: Coroutine[Any, Any, _T], undo: Callable[[_T], Coroutine[Any, Any, None]]) -> _T:
+    """What ``work`` returns. A cancellation meanwhile waits for that, and ends when it is undone.
+
+    It is for what cannot be told by half: a request whose effect is there or not. ``work`` and ``undo`` have deadlines.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await finish(_undone(task, undo))
+        raise
+
+
+async def _undone(task: "asyncio.Future[_T]", undo: Callable[[_T], Coroutine[Any, Any, None]]) -> None:
+    await undo(await task)

@@ -25,7 +25,8 @@ class Fault:
 
     ``status`` and ``code`` answer an S3 error without asking the server, ``answer`` any bytes. ``refuse`` resets the
     connection. ``latency`` comes before the answer. ``headers`` replaces or, with None, removes the answer's.
-    ``cut_after`` closes, ``stall_after`` goes silent after so many bytes. ``append`` follows the body.
+    ``cut_after`` closes, ``stall_after`` goes silent after so many bytes. ``append`` follows the body. ``cut_head``
+    closes once the server behind has answered, before a byte of it.
     """
 
     method: str = "GET"
@@ -40,6 +41,7 @@ class Fault:
     cut_after: int | None = None
     stall_after: int | None = None
     append: bytes = b""
+    cut_head: bool = False
 
     def matches(self, request: Request) -> bool:
         if self.method != request.method or self.contains not in request.target:
@@ -162,6 +164,8 @@ class FaultyProxy:
             head = await behind.readuntil(b"\r\n\r\n")
             while head.startswith(b"HTTP/1.1 100"):
                 head = await behind.readuntil(b"\r\n\r\n")
+            if fault.cut_head:
+                return False
             _, headers = _parse(head)
             writer.write(_with_headers(head, fault.headers))
             if request.method == "HEAD":
