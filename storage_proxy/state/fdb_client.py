@@ -62,7 +62,8 @@ def open_client(options: FdbOptions, module: Any | None = None) -> FdbClient:
     try:
         database = fdb.open(path)
     except fdb.FDBError as error:
-        raise fdb_errors.final(error.code) from error
+        reason = fdb_errors.final(error.code).detail
+        raise StateUnavailable(f"{reason}; configured: {path or 'none, so the default'}") from error
     return FdbClient(fdb, database)
 
 

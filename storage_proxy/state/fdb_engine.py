@@ -8,20 +8,28 @@ for for ever.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 from storage_proxy.common.errors import StateUnavailable
 from storage_proxy.state import attempts, limits
+from storage_proxy.state.attempts import RetryPolicy
 from storage_proxy.state.fdb_bridge import NativeFuture, outcome
 from storage_proxy.state.fdb_client import FdbClient, FdbOptions, open_client
 from storage_proxy.state.fdb_errors import FdbAttemptFailed, FdbTooOld, during_attempt, final
 from storage_proxy.state.keys import after
+from storage_proxy.state.limits import FIRST_KEY
 from storage_proxy.state.port import AttemptFailed, Row, Transaction, TransactionTooOld
 from storage_proxy.state.ranges import Range
 from storage_proxy.state.transaction import BoundedTransaction, RangeRead
 
 _T = TypeVar("_T")
+
+# The loop's deadline comes first and says why; the client's own is for a loop that is late.
+_LATE_SECONDS = 1.0
+# Of an export: each of its batches has a deadline, and the cluster forgets its version long before.
+_EXPORT_SECONDS = 3_600.0
 
 
 @asynccontextmanager
@@ -47,8 +55,10 @@ class FdbKeyValueStore:
         self._closed = False
 
     async def transact(self, fn: Callable[[Transaction], Awaitable[_T]]) -> _T:
-        policy = self._options.retries
-        native = self._native(policy.deadline_seconds)
+        return await self._transact(fn, self._options.retries)
+
+    async def _transact(self, fn: Callable[[Transaction], Awaitable[_T]], policy: RetryPolicy) -> _T:
+        native = self._native(policy.deadline_seconds + _LATE_SECONDS)
 
         async def recover(failure: AttemptFailed, _: int) -> None:
             assert isinstance(failure, FdbAttemptFailed)
@@ -61,11 +71,19 @@ class FdbKeyValueStore:
 
     async def read_snapshot(self, begin: bytes, end: bytes) -> AsyncIterator[Sequence[Row]]:
         limits.check_bounds(begin, end)
-        native = self._native(self._options.retries.deadline_seconds)
-        transaction = FdbTransaction(native, self._client.module, mode="serial")
+        await self._reach(self._options.retries)
+        seconds = self._options.retries.deadline_seconds
+        transaction = FdbTransaction(self._native(_EXPORT_SECONDS), self._client.module, mode="serial")
+        batches = transaction.get_batches(begin, end, snapshot=True)
         try:
-            async for rows in transaction.get_batches(begin, end, snapshot=True):
+            while True:
+                async with asyncio.timeout(seconds):
+                    rows = await anext(batches, None)
+                if rows is None:
+                    return
                 yield rows
+        except TimeoutError as error:
+            raise StateUnavailable(f"FoundationDB did not answer in {seconds:g} s") from error
         except FdbTooOld as error:
             raise TransactionTooOld("The range is too large to be read as of one moment") from error
         except FdbAttemptFailed as error:
@@ -74,14 +92,15 @@ class FdbKeyValueStore:
             transaction.end()
 
     async def probe(self) -> None:
-        seconds = self._options.probe_seconds
-        native = self._native(seconds)
-        try:
-            async with asyncio.timeout(seconds):
-                with self._translated(final):
-                    await outcome(native.get_read_version())
-        except TimeoutError as error:
-            raise StateUnavailable(f"FoundationDB did not answer in {seconds:g} s") from error
+        await self._reach(replace(self._options.retries, deadline_seconds=self._options.probe_seconds))
+
+    async def _reach(self, policy: RetryPolicy) -> None:
+        """Read a key, whichever: a client that is still connecting fails its first requests (error 1039)."""
+
+        async def fn(transaction: Transaction) -> None:
+            await transaction.get(FIRST_KEY, snapshot=True)
+
+        await self._transact(fn, policy)
 
     async def aclose(self) -> None:
         self._closed = True

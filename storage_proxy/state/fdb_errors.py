@@ -12,6 +12,8 @@ from storage_proxy.state.port import AttemptFailed
 _TRANSACTION_TOO_OLD = 1007
 _TRANSACTION_TIMED_OUT = 1031
 # Before anything runs: at open, and by the first request of a client that opens lazily.
+_IO_ERROR = 1510
+_CLUSTER_FILE_NOT_READABLE = 1513
 _NO_CLUSTER_FILE = 1515
 _CLUSTER_FILE_INVALID = 2104
 
@@ -27,6 +29,8 @@ _OUTAGES = {
     1025: "gave up a transaction that was dropped",
     1101: "gave up a request that was cancelled",
     _TRANSACTION_TIMED_OUT: "did not answer in time: the cluster cannot be reached, or is overloaded",
+    _IO_ERROR: "cannot read a file",
+    _CLUSTER_FILE_NOT_READABLE: "may not read its cluster file",
     _NO_CLUSTER_FILE: "has no cluster file: there is none at the configured path",
     _CLUSTER_FILE_INVALID: "cannot be found: the cluster file is not valid",
 }

@@ -84,8 +84,7 @@ class SqliteKeyValueStore:
         limits.check_bounds(begin, end)
         reader = self._readers.extra()  # it may take long, and transactions need theirs
         try:
-            await self._patiently_read(reader, sqlite_reader.begin)
-            more = begin < end
+            more = True
             while more:
                 work = partial(sqlite_reader.scan, ranges=[(begin, end)], limit=self._options.batch_rows, reverse=False)
                 rows, more = await self._patiently_read(reader, work)
@@ -109,7 +108,8 @@ class SqliteKeyValueStore:
         await asyncio.sleep(self._jitter.uniform(0, min(0.25, 0.001 * 2 ** min(number, 10))))
 
     async def _patiently_read(self, reader: Reader, work: Callable[..., _T]) -> _T:
-        return await self._within(self._options.retries.deadline_seconds, reader.run(work))
+        _, result = await self._within(self._options.retries.deadline_seconds, reader.read(work))
+        return result
 
     async def _within(self, seconds: float, work: Awaitable[_T]) -> _T:
         try:
@@ -127,10 +127,10 @@ class SqliteTransaction(BoundedTransaction):
         self._writer = writer
         self._clock = clock
         self._batch_rows = batch_rows
-        self._first_read = asyncio.Lock()
+        self._acquiring = asyncio.Lock()
         self._reader: Reader | None = None
         self._snapshot: int | None = None
-        self._began = 0.0
+        self._began: float | None = None
         self._ended = False
         self._reads = Reads()
         self._writes = Overlay()
@@ -206,26 +206,24 @@ class SqliteTransaction(BoundedTransaction):
 
     async def _ask(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """What ``work`` returns from the snapshot, which the first call takes."""
-        async with self._first_read:
-            if self._snapshot is None:
-                return await self._take_snapshot(work)
+        reader = self._reader or await self._acquire()
         self._check_age()
-        assert self._reader is not None
-        return await self._reader.run(work)
-
-    async def _take_snapshot(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        if self._reader is None:
-            reader = await self._readers.acquire()
-            if self._ended:  # while this task waited
-                self._readers.release(reader)
-                raise limits.TransactionFinished("A transaction was used after its end")
-            self._reader = reader
-        self._began = self._clock()
-        self._snapshot, result = await self._reader.run(lambda raw: (sqlite_reader.begin(raw), work(raw)))
+        self._snapshot, result = await reader.read(work)
         return result
 
+    async def _acquire(self) -> Reader:
+        async with self._acquiring:
+            if self._reader is None:
+                reader = await self._readers.acquire()
+                if self._ended:  # while this task waited
+                    self._readers.release(reader)
+                    raise limits.TransactionFinished("A transaction was used after its end")
+                self._reader = reader
+                self._began = self._clock()
+            return self._reader
+
     def _check_age(self) -> None:
-        if self._snapshot is not None and self._clock() - self._began > limits.MAX_TRANSACTION_SECONDS:
+        if self._began is not None and self._clock() - self._began > limits.MAX_TRANSACTION_SECONDS:
             raise TooOld(f"it took more than {limits.MAX_TRANSACTION_SECONDS:g} s")
 
 

@@ -1,7 +1,8 @@
 """Snapshots of the state file: each is an open read transaction on a connection with a thread of its own.
 
 The law: a connection is used by its own thread only, in the order in which it was asked, so a reader can be given
-back while it still works: its rollback stands behind that in the queue.
+back while it still works: its rollback stands behind that in the queue. What is asked in one turn of the event loop
+goes to the thread together, and comes back together: of a small read, the way there is most of the cost.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from storage_proxy.common.errors import StateUnavailable
 from storage_proxy.state.port import Row
@@ -24,27 +25,56 @@ _ASCENDING = "SELECT key, value FROM rows WHERE key >= ? AND key < ? ORDER BY ke
 _DESCENDING = _ASCENDING + " DESC"
 
 
+_Read = Callable[[sqlite3.Connection], Any]
+_Asked = tuple["asyncio.Future[Any]", _Read]
+_Outcome = tuple["asyncio.Future[Any]", Any, Exception | None]
+
+
 class Reader:
-    """One connection; ``snapshot`` is the version of the last commit that it sees."""
+    """One connection, and its snapshot from the first read until it is rolled back. For one event loop."""
 
     def __init__(self, file: StateFile) -> None:
         self._file = file
         self._executor = ThreadPoolExecutor(1, "state-reader")
+        self._asked: list[_Asked] = []
+        # Of the thread:
         self._connection: Connection | None = None
+        self._version: int | None = None
 
-    async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        """What ``work`` returns; the file is opened if it is not."""
-        return await asyncio.wrap_future(self._submit(lambda: self._with_connection(work)))
+    async def read(self, work: Callable[[sqlite3.Connection], _T]) -> tuple[int, _T]:
+        """The version of the last commit in the snapshot, and what ``work`` returns from it."""
+        loop = asyncio.get_running_loop()
+        if not self._asked:
+            loop.call_soon(self._send, loop)
+        answer: asyncio.Future[tuple[int, _T]] = loop.create_future()
+        self._asked.append((answer, work))
+        return await answer
 
     def roll_back(self) -> None:
-        """End the snapshot, after whatever is still asked of it."""
+        """End the snapshot, after whatever is still asked of it; what was not sent yet is given up."""
+        self._give_up()
         with suppress(StateUnavailable):
             self._submit(self._roll_back)
 
     def close(self) -> "Future[None]":
+        self._give_up()
         closed = self._submit(self._disconnect)
         self._executor.shutdown(wait=False)
         return closed
+
+    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
+        asked = [each for each in self._asked if not each[0].done()]
+        self._asked.clear()
+        if not asked:
+            return
+        try:
+            self._submit(lambda: self._answer(loop, asked))
+        except StateUnavailable as error:
+            _settle([(answer, None, error) for answer, _ in asked])
+
+    def _give_up(self) -> None:
+        for answer, _ in self._asked:
+            answer.cancel()
 
     def _submit(self, work: Callable[[], _T]) -> "Future[_T]":
         try:
@@ -54,18 +84,34 @@ class Reader:
 
     # What follows runs in the thread.
 
-    def _with_connection(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+    def _answer(self, loop: asyncio.AbstractEventLoop, asked: Sequence[_Asked]) -> None:
+        outcomes = [(answer, *self._outcome(work)) for answer, work in asked]
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_settle, outcomes)
+
+    def _outcome(self, work: _Read) -> tuple[Any, Exception | None]:
+        try:
+            return self._from_snapshot(work), None
+        except Exception as error:  # noqa: BLE001 whatever it is, somebody waits for it
+            return None, error
+
+    def _from_snapshot(self, work: _Read) -> tuple[int, Any]:
         try:
             with translated():
                 if self._connection is None:
                     self._connection = self._file.connect()
                 raw = self._connection.raw
-                return self._file.patiently(lambda: work(raw))
+                if self._version is None:
+                    self._version = self._file.patiently(lambda: _begin(raw))
+                elif not raw.in_transaction:
+                    raise StateUnavailable("The state file failed in an earlier read of the same snapshot")
+                return self._version, self._file.patiently(lambda: work(raw))
         except StateUnavailable:
             self._disconnect()
             raise
 
     def _roll_back(self) -> None:
+        self._version = None
         if self._connection is not None and self._connection.raw.in_transaction:
             try:
                 self._connection.raw.execute("ROLLBACK")
@@ -117,7 +163,17 @@ class ReaderPool:
         await asyncio.gather(*(asyncio.wrap_future(reader.close()) for reader in idle))
 
 
-def begin(raw: sqlite3.Connection) -> int:
+def _settle(outcomes: Sequence[_Outcome]) -> None:
+    for answer, result, error in outcomes:
+        if answer.done():  # cancelled
+            continue
+        if error is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(error)
+
+
+def _begin(raw: sqlite3.Connection) -> int:
     """Begin a snapshot: the version of the last commit in it."""
     if raw.in_transaction:  # a first try that met a lock
         raw.execute("ROLLBACK")

@@ -1,7 +1,7 @@
 """The engines that the suites of the KeyValueStore port run on."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -34,12 +34,24 @@ async def sqlite_state(tmp_path: Path) -> AsyncIterator[StateBackend]:
 
 @pytest.fixture
 async def simulated_state() -> AsyncIterator[StateBackend]:
+    async with _simulated(binding=False) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def binding_state() -> AsyncIterator[StateBackend]:
+    async with _simulated(binding=True) as backend:
+        yield backend
+
+
+@asynccontextmanager
+async def _simulated(*, binding: bool) -> AsyncIterator[StateBackend]:
     clock = Clock()
     cluster = FakeCluster(clock)
     async with AsyncExitStack() as stack:
 
         async def another(retries: RetryPolicy = PATIENT) -> KeyValueStore:
-            client = stack.enter_context(fake_client(cluster))
+            client = stack.enter_context(fake_client(cluster, binding=binding))
             return await stack.enter_async_context(fake_store(client, retries=retries))
 
         yield StateBackend(await another(), another, clock)
@@ -58,8 +70,9 @@ async def foundationdb_state() -> AsyncIterator[StateBackend]:
         await remove_all(backend)
 
 
-@pytest.fixture(params=["sqlite", "simulated", "foundationdb"])
+@pytest.fixture(params=["sqlite", "simulated", "binding", "foundationdb"])
 def state(request: pytest.FixtureRequest) -> StateBackend:
-    """Each engine of the KeyValueStore port: SQLite, a simulated FoundationDB client, a real cluster."""
+    """Each engine of the KeyValueStore port: SQLite, a simulated FoundationDB client, the real Python binding on a
+    simulated native library, a real cluster."""
     made: StateBackend = request.getfixturevalue(f"{request.param}_state")
     return made

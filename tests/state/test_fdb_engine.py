@@ -4,10 +4,11 @@ import asyncio
 import gc
 import importlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -23,6 +24,8 @@ from tests.support.fake_fdb_cluster import FakeCluster
 from tests.support.fake_fdb_network import FakeFuture, FakeValue
 from tests.support.state import Clock, fake_client, fake_store, read_all
 
+_T = TypeVar("_T")
+
 EVERYTHING = (b"", b"\xff")
 
 
@@ -36,9 +39,10 @@ def cluster(clock: Clock) -> FakeCluster:
     return FakeCluster(clock)
 
 
-@pytest.fixture
-async def client(cluster: FakeCluster) -> AsyncIterator[FakeFdb]:
-    with fake_client(cluster) as made:
+@pytest.fixture(params=["simulated", "binding"])
+async def client(cluster: FakeCluster, request: pytest.FixtureRequest) -> AsyncIterator[FakeFdb]:
+    """A simulated client, and the real Python binding on a simulated native library."""
+    with fake_client(cluster, binding=request.param == "binding") as made:
         yield made
 
 
@@ -61,6 +65,17 @@ class Adding:
             transaction.set(self._event, b"")
             count = int(await transaction.get(b"count") or 0)
             transaction.set(b"count", b"%d" % (count + 1))
+
+
+async def write_250(transaction: Transaction) -> None:
+    for number in range(250):
+        transaction.set(b"%03d" % number, b"")
+
+
+async def until_available(work: Callable[[], Awaitable[_T]]) -> _T:
+    while True:
+        with suppress(StateUnavailable):
+            return await work()
 
 
 async def count(store: KeyValueStore) -> bytes:
@@ -163,11 +178,7 @@ async def test_defects_are_internal_and_outages_are_unavailable(cluster: FakeClu
 async def test_an_export_that_outlives_its_version_is_too_old(
     cluster: FakeCluster, clock: Clock, store: FdbKeyValueStore
 ) -> None:
-    async def write(transaction: Transaction) -> None:
-        for number in range(250):
-            transaction.set(b"%03d" % number, b"")
-
-    await store.transact(write)
+    await store.transact(write_250)
     batches = store.read_snapshot(*EVERYTHING)
     assert len(await anext(batches)) == 100
     clock.now += 6
@@ -199,7 +210,6 @@ async def test_a_cluster_that_comes_back_goes_on(cluster: FakeCluster, client: F
         await asyncio.sleep(0)
         assert not adding.done()
         cluster.reachable = True
-        client.network.wake()
         await adding
         await store.probe()
         assert await count(store) == b"1"
@@ -208,11 +218,72 @@ async def test_a_cluster_that_comes_back_goes_on(cluster: FakeCluster, client: F
 async def test_the_clients_own_timeout_ends_a_transaction(cluster: FakeCluster, client: FakeFdb) -> None:
     """Should the loop be late, error 1031 says the same as the deadline."""
     cluster.reachable = False
-    opened = open_client(FdbOptions(), client)
+    opened = open_client(FdbOptions(), client.module)
     native = opened.transaction(timeout_seconds=0.02, max_retry_delay_seconds=0.1)
-    with pytest.raises(client.FDBError) as raised:
+    with pytest.raises(client.module.FDBError) as raised:
         await outcome(native.get(b"a"))
     assert raised.value.code == 1031
+
+
+async def test_commits_under_way_when_the_server_is_killed_count_once_after_its_restart(
+    cluster: FakeCluster, client: FakeFdb
+) -> None:
+    async with fake_store(client) as store:
+        adding = [asyncio.create_task(store.transact(Adding(b"event/%d" % number))) for number in range(50)]
+        while cluster.commits_made < 5:
+            await asyncio.sleep(0)
+        cluster.kill()
+        await asyncio.sleep(0)
+        assert not all(each.done() for each in adding)
+        cluster.restart()
+        await asyncio.gather(*adding)
+        assert await count(store) == b"50"
+
+
+async def test_what_waits_for_a_killed_server_ends_by_its_deadline_and_the_next_needs_no_reopening(
+    cluster: FakeCluster, client: FakeFdb
+) -> None:
+    async with fake_store(client, retries=RetryPolicy(deadline_seconds=0.2), probe_seconds=0.1) as store:
+        cluster.kill()
+        results = await asyncio.gather(*(store.transact(Adding()) for _ in range(10)), return_exceptions=True)
+        assert {type(each) for each in results} == {StateUnavailable}
+        with pytest.raises(StateUnavailable):
+            await store.probe()
+        cluster.restart()
+        async with asyncio.timeout(30):
+            await until_available(store.probe)
+            await until_available(partial(store.transact, Adding()))
+            assert await until_available(partial(count, store)) == b"1"
+
+
+async def test_an_export_whose_cluster_goes_away_between_batches_is_unavailable(
+    cluster: FakeCluster, client: FakeFdb
+) -> None:
+    async with fake_store(client, retries=RetryPolicy(deadline_seconds=0.2)) as store:
+        async with fake_store(client) as patient:
+            await patient.transact(write_250)
+        batches = store.read_snapshot(*EVERYTHING)
+        await anext(batches)
+        cluster.kill()
+        with pytest.raises(StateUnavailable, match=r"0\.2 s"):
+            await anext(batches)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+async def test_a_client_that_is_still_connecting_is_no_failure(
+    cluster: FakeCluster, client: FakeFdb, reachable: bool
+) -> None:
+    async with fake_store(client) as store:
+        cluster.reachable = reachable
+        client.connecting = True
+        adding = asyncio.create_task(store.transact(Adding()))
+        probing = asyncio.create_task(store.probe())
+        await asyncio.sleep(0)
+        cluster.reachable = True
+        await asyncio.gather(adding, probing)
+        assert await count(store) == b"1"
+        client.connecting = True
+        assert len([batch async for batch in store.read_snapshot(*EVERYTHING)]) == 1
 
 
 # Opening
@@ -237,16 +308,16 @@ async def test_the_real_package_without_its_library_says_so() -> None:
 
 
 async def test_a_library_of_another_version_is_a_clear_error(client: FakeFdb) -> None:
-    client.api_version(730)
-    with pytest.raises(StateUnavailable, match="API version 710"):
-        open_client(FdbOptions(api_version=710), client)
+    open_client(FdbOptions(api_version=710), client.module)
+    with pytest.raises(StateUnavailable, match="API version 700"):
+        open_client(FdbOptions(api_version=700), client.module)
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1515, "no cluster file"), (2104, "cluster file is not valid")])
 async def test_an_unusable_cluster_file_is_a_clear_error(client: FakeFdb, code: int, reason: str) -> None:
     client.open_error = code
-    with pytest.raises(StateUnavailable, match=reason):
-        open_client(FdbOptions(Path("/nowhere/fdb.cluster")), client)
+    with pytest.raises(StateUnavailable, match=f"{reason}.*/nowhere/fdb.cluster"):
+        open_client(FdbOptions(Path("/nowhere/fdb.cluster")), client.module)
 
 
 async def test_a_database_opened_before_a_fork_is_refused(
@@ -302,11 +373,11 @@ def test_a_future_that_becomes_ready_after_its_loop_was_closed_harms_nobody() ->
 async def test_a_dropped_transaction_cancels_its_futures(client: FakeFdb, cluster: FakeCluster) -> None:
     """The simulation does what the client does, so that the engine is held to keeping it referenced."""
     cluster.reachable = False
-    native = open_client(FdbOptions(), client).transaction(timeout_seconds=10, max_retry_delay_seconds=1)
+    native = open_client(FdbOptions(), client.module).transaction(timeout_seconds=10, max_retry_delay_seconds=1)
     future = native.get(b"a")
     del native
     gc.collect()
-    with pytest.raises(client.FDBError) as raised:
+    with pytest.raises(client.module.FDBError) as raised:
         await outcome(future)
     assert raised.value.code == 1025
 
@@ -315,8 +386,14 @@ async def test_cancellation_at_any_moment_leaves_nothing_behind(
     client: FakeFdb, cluster: FakeCluster, store: FdbKeyValueStore
 ) -> None:
     cluster.faults.rate = 0.1
+
+    class Reading(Adding):
+        async def __call__(self, transaction: Transaction) -> None:
+            await transaction.get_range(*EVERYTHING, limit=1, snapshot=True)
+            await super().__call__(transaction)
+
     for steps in range(80):
-        task = asyncio.create_task(store.transact(Adding(b"%d" % steps)))
+        task = asyncio.create_task(store.transact(Reading(b"%d" % steps)))
         for _ in range(steps % 40):
             await asyncio.sleep(0)
         task.cancel()
@@ -331,6 +408,54 @@ async def test_cancellation_at_any_moment_leaves_nothing_behind(
     rows = dict(await read_all(store, *EVERYTHING))
     events = len(rows) - (b"count" in rows)
     assert int(rows.get(b"count", 0)) == events
+
+
+@pytest.mark.parametrize("kind", ["get", "range", "commit", "version"])
+async def test_a_cancellation_while_the_server_is_away_ends_at_once(
+    client: FakeFdb, cluster: FakeCluster, store: FdbKeyValueStore, kind: str
+) -> None:
+    async def fn(transaction: Transaction) -> None:
+        if kind == "get":
+            await asyncio.gather(*(transaction.get(b"%d" % number) for number in range(20)))
+        if kind == "range":
+            await transaction.get_range(*EVERYTHING, limit=1)
+        transaction.set(b"a", b"")
+
+    cluster.kill()
+    task: asyncio.Task[None] = asyncio.create_task(store.probe() if kind == "version" else store.transact(fn))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
+    async with asyncio.timeout(30):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        while len(client.transactions):
+            await asyncio.sleep(0)
+            gc.collect()
+    cluster.restart()
+    await store.transact(Adding())
+
+
+def test_a_loop_that_is_closed_while_its_requests_wait_leaves_a_client_for_the_next(cluster: FakeCluster) -> None:
+    with fake_client(cluster, binding=True) as client:
+
+        async def abandoned() -> None:
+            async with fake_store(client) as store:
+                cluster.kill()
+                left.append(asyncio.create_task(store.transact(Adding())))
+                await asyncio.sleep(0)
+
+        async def again() -> None:
+            async with fake_store(client) as store:
+                await store.transact(Adding())
+
+        left: list[asyncio.Task[None]] = []
+        asyncio.run(abandoned())
+        assert left[0].cancelled()
+        cluster.restart()
+        asyncio.run(again())
 
 
 async def test_what_a_function_leaves_running_is_cancelled_with_its_transaction(

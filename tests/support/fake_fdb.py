@@ -35,7 +35,11 @@ class KeySelector:
 
 
 class FakeFdb:
-    """Stands in for the module. One client process; several may share a cluster."""
+    """Stands in for the module. One client process; several may share a cluster.
+
+    While it is ``connecting``, it does not know the cluster's protocol: what is written is lost, and every request of
+    such a transaction fails with 1039 once the cluster has answered.
+    """
 
     FDBError = FDBError
     KeySelector = KeySelector
@@ -47,6 +51,8 @@ class FakeFdb:
         self.version: int | None = None
         self.open_error: int | None = None
         self.transactions: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.connecting = False
+        self.module: Any = self  # or the real binding on this client: see `fake_fdb_library`
 
     def api_version(self, version: int) -> None:
         if self.version not in {None, version}:
@@ -97,6 +103,7 @@ class FakeTransaction:
         self._client = client
         self._attempt = _Attempt()
         self._timed_out = threading.Event()
+        self._connected = not client.connecting
         self.options = SimpleNamespace(set_timeout=self._set_timeout, set_max_retry_delay=lambda _: None)
 
     @property
@@ -171,15 +178,19 @@ class FakeTransaction:
     # Writes
 
     def set(self, key: bytes, value: bytes) -> None:
-        self._attempt.mutations.append((key, key + b"\x00", value))
+        self._write((key, key + b"\x00", value))
 
     def clear(self, key: bytes) -> None:
-        self._attempt.mutations.append((key, key + b"\x00", None))
+        self._write((key, key + b"\x00", None))
 
     def clear_range(self, begin: bytes, end: bytes) -> None:
         if begin > end:
             raise FDBError(2005)
-        self._attempt.mutations.append((begin, end, None))
+        self._write((begin, end, None))
+
+    def _write(self, mutation: Mutation) -> None:
+        if self._connected:
+            self._attempt.mutations.append(mutation)
 
     def commit(self) -> FakeFuture:
         future = self._ask(FakeFuture(), "commit", _commit)
@@ -192,6 +203,7 @@ class FakeTransaction:
             future.resolve(error=1031 if self._timed_out.is_set() else code)
             return future
         self.reset()
+        self._connected = not self._client.connecting
         self._attempt.expect(future)
         self._client.network.later(0.0005, future.resolve)
         return future
@@ -208,12 +220,20 @@ class FakeTransaction:
         attempt.expect(future)
         reference = weakref.ref(future)
         cluster = self._client.cluster
+        client = self._client
+        life = cluster.lives
+        connected = self._connected
 
         def answer() -> None:
             waiting = reference()
+            client.connecting = False
+            if not connected:
+                if waiting is not None:
+                    waiting.resolve(error=1039)
+                return
             if kind != "commit" and (waiting is None or waiting.is_ready()):
                 return
-            result, error = _answered(cluster, attempt, kind, work)
+            result, error = _answered(cluster, attempt, kind, work, lost=cluster.lives != life)
             if waiting is not None:
                 waiting.resolve(result, error)
 
@@ -233,9 +253,10 @@ class _Snapshot:
 
 
 def _answered(
-    cluster: FakeCluster, attempt: _Attempt, kind: str, work: Callable[[FakeCluster, _Attempt], Any]
+    cluster: FakeCluster, attempt: _Attempt, kind: str, work: Callable[[FakeCluster, _Attempt], Any], *, lost: bool
 ) -> tuple[Any, int | None]:
-    fault = cluster.faults.next(kind)
+    """``lost`` is a request that a killed server had been sent: reads are sent again, of a commit nobody knows."""
+    fault = cluster.faults.unknown() if lost and kind == "commit" else cluster.faults.next(kind)
     try:
         if fault is None:
             return work(cluster, attempt), None

@@ -17,6 +17,7 @@ Mutation = tuple[bytes, bytes, bytes | None]
 """``begin, end, value``: a key's range and its value, or a range to clear and None."""
 
 VERSIONS_A_SECOND = 1_000_000
+RECOVERY_VERSIONS = 100 * VERSIONS_A_SECOND
 LIFETIME = 5 * VERSIONS_A_SECOND
 
 COMMIT_UNKNOWN = 1021
@@ -51,16 +52,17 @@ class Faults:
     def script(self, kind: str, *codes: int, committed: bool = False) -> None:
         self.scripted[kind].extend(Fault(code, committed) for code in codes)
 
+    def unknown(self) -> Fault:
+        """For a commit that was under way when its server was killed."""
+        return Fault(COMMIT_UNKNOWN, self.unknown_commits and self.random.random() < 0.5)
+
     def next(self, kind: str) -> Fault | None:
         if self.scripted[kind]:
             return self.scripted[kind].popleft()
         if self.random.random() >= self.rate:
             return None
         if kind == "commit":
-            made = self.unknown_commits and self.random.random() < 0.5
-            return self.random.choice(
-                [Fault(1020), Fault(1007), Fault(COMMIT_UNKNOWN, made), Fault(COMMIT_UNKNOWN, made)]
-            )
+            return self.random.choice([Fault(1020), Fault(1007), self.unknown(), self.unknown()])
         return Fault(1007)
 
 
@@ -73,19 +75,48 @@ class _Commit:
 class FakeCluster:
     """One ordered map with its history. Safe for any number of client threads.
 
-    ``clock`` says how far versions have come, in seconds. ``reachable`` False leaves every request unanswered.
+    ``clock`` says how far versions have come, in seconds. ``reachable`` False leaves every request unanswered, until
+    it is True again; `kill` does that to a server that works.
     """
 
     def __init__(self, clock: Callable[[], float], *, seed: int = 0) -> None:
         self.faults = Faults(random=Random(seed))
-        self.reachable = True
         self.commits_made = 0
+        self.lives = 0
+        self._reachable = True
+        self._clients: list[Callable[[], None]] = []
         self._clock = clock
         self._lock = threading.RLock()
         self._version = 1
         self._keys: list[bytes] = []
         self._values: dict[bytes, list[tuple[int, bytes | None]]] = {}
         self._commits: list[_Commit] = []
+
+    @property
+    def reachable(self) -> bool:
+        return self._reachable
+
+    @reachable.setter
+    def reachable(self, reachable: bool) -> None:
+        self._reachable = reachable
+        for wake in self._clients:
+            wake()
+
+    def connect(self, wake: Callable[[], None]) -> None:
+        """Have a client called when the cluster can be reached, or cannot any more."""
+        self._clients.append(wake)
+
+    def kill(self) -> None:
+        """End the server: what is under way is never answered by it, and of each commit nobody knows."""
+        with self._lock:
+            self.lives += 1
+        self.reachable = False
+
+    def restart(self) -> None:
+        """Recover: all that was committed is there, and every version from before is too old to be read."""
+        with self._lock:
+            self._version = self.read_version() + RECOVERY_VERSIONS
+        self.reachable = True
 
     def read_version(self) -> int:
         with self._lock:

@@ -93,6 +93,7 @@ class Network:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._stopped = False
+        cluster.connect(self.wake)
         self._thread = threading.Thread(target=self._run, name="fdb-network-thread", daemon=True)
         self._thread.start()
 

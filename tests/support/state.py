@@ -17,6 +17,7 @@ from storage_proxy.state.port import KeyValueStore, Row, Transaction
 from storage_proxy.state.sqlite import SqliteKeyValueStore, SqliteOptions, open_sqlite
 from tests.support.fake_fdb import FakeFdb
 from tests.support.fake_fdb_cluster import FakeCluster
+from tests.support.fake_fdb_library import real_binding
 from tests.support.s3 import unavailable
 
 PATIENT = RetryPolicy(attempts=500, deadline_seconds=60.0)
@@ -89,11 +90,18 @@ async def sqlite_store(
 
 
 @contextmanager
-def fake_client(cluster: FakeCluster, *, seed: int = 0) -> Iterator[FakeFdb]:
-    """A client of a simulated cluster; nothing may have gone wrong in its network thread."""
+def fake_client(cluster: FakeCluster, *, seed: int = 0, binding: bool = False) -> Iterator[FakeFdb]:
+    """A client of a simulated cluster; nothing may have gone wrong in its network thread.
+
+    With ``binding`` its ``module`` is the real Python package, whose native library alone is simulated.
+    """
     client = FakeFdb(cluster, seed=seed)
     try:
-        yield client
+        if binding:
+            with real_binding(client) as client.module:
+                yield client
+        else:
+            yield client
     finally:
         client.network.stop()
         assert client.network.errors == []
@@ -104,7 +112,7 @@ async def fake_store(
     client: FakeFdb, *, retries: RetryPolicy = PATIENT, **options: float
 ) -> AsyncIterator[FdbKeyValueStore]:
     given = {"probe_seconds": 30.0} | options
-    async with open_foundationdb(FdbOptions(retries=retries, **given), module=client) as store:  # type: ignore[arg-type]
+    async with open_foundationdb(FdbOptions(retries=retries, **given), module=client.module) as store:  # type: ignore[arg-type]
         yield store
 
 
