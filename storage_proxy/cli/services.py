@@ -20,7 +20,7 @@ def serve(config: Path) -> None:
 
 
 @click.command()
-@click.argument("role", type=click.Choice([*Role, "all"]))
+@click.argument("role", type=click.Choice([*(role.value for role in Role), "all"]))
 @config_option
 def worker(role: str, config: Path) -> None:
     """Work in the background until SIGTERM.
