@@ -6,7 +6,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from isal.isal_zlib import crc32
 
@@ -14,7 +13,7 @@ from benchmarks.efforts import Effort, Efforts, watched
 from benchmarks.kafka import Broker, fresh, running_kafka
 from benchmarks.processes import BenchmarkError, free_port
 from benchmarks.programs import configured, program
-from benchmarks.storage import BUCKET, WORKSPACE, Storage, put_missing
+from benchmarks.storage import BUCKET, WORKSPACE, Storage, put_missing, remove_state
 from storage_proxy.bus.port import Event
 from storage_proxy.common.events import blob_ref, run_key, run_prefix
 from storage_proxy.state.port import Transaction
@@ -24,6 +23,8 @@ from storage_proxy.state.sqlite import SqliteOptions, open_sqlite
 RUNS = 32
 BODY = bytes(1000)
 WARM_UP = 320
+OBVIOUS_SHARE = 4
+"""The obvious consumer, which is slow, gets one in so many references."""
 STATE = WORKSPACE / "ingestion.db"
 OBVIOUS_STATE = WORKSPACE / "obvious.db"
 
@@ -66,12 +67,15 @@ async def compare(storage: Storage, rounds: int, *, count: int) -> Efforts:
     """``count`` references for each worker in each round; the worker is stopped while they are published."""
     efforts = Efforts(rounds)
     warm, wanted = references(WARM_UP, "warm"), references(count, "blobs")
-    await put_missing(storage, run_prefix("ingested")[:-1], [run_key(each.run_id, each.path) for each in (*warm, *wanted)], BODY)
+    await put_missing(
+        storage, run_prefix("ingested")[:-1], [run_key(each.run_id, each.path) for each in (*warm, *wanted)], BODY
+    )
     async with running_kafka() as broker:
         for number in range(rounds):
             kinds = list(WORKERS.items())
             for (case, who), worker in kinds if number % 2 == 0 else reversed(kinds):
-                efforts.add(case, who, await _ingested(storage, broker, worker, warm, wanted))
+                share = wanted if who != OBVIOUS else wanted[: count // OBVIOUS_SHARE]
+                efforts.add(case, who, await _ingested(storage, broker, worker, warm, share))
     return efforts
 
 
@@ -82,8 +86,8 @@ async def _ingested(
     warm: Sequence[Reference],
     wanted: Sequence[Reference],
 ) -> Effort:
-    _remove(STATE)
-    _remove(OBVIOUS_STATE)
+    remove_state(STATE)
+    remove_state(OBVIOUS_STATE)
     place = Place(storage, broker, fresh("ingest"), fresh("group"))
     await broker.publish(place.topic, [each.event for each in warm])
     async with worker(place) as pid, broker.watching(place.topic, place.group) as offsets:
@@ -138,15 +142,11 @@ async def _obvious(place: Place, *, head: bool) -> AsyncIterator[int]:
         yield pid
 
 
-def _remove(state: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{state}{suffix}").unlink(missing_ok=True)
-
-
+OBVIOUS = "obvious consumer"
 WITHOUT, WITH = "ingest, without HEAD", "ingest, with HEAD"
 WORKERS: "dict[tuple[str, str], Callable[[Place], AbstractAsyncContextManager[int]]]" = {
     (WITHOUT, "ingest worker"): lambda place: _worker(place, instant=True),
-    (WITHOUT, "obvious"): lambda place: _obvious(place, head=False),
+    (WITHOUT, OBVIOUS): lambda place: _obvious(place, head=False),
     (WITH, "ingest worker"): lambda place: _worker(place, instant=False),
-    (WITH, "obvious"): lambda place: _obvious(place, head=True),
+    (WITH, OBVIOUS): lambda place: _obvious(place, head=True),
 }

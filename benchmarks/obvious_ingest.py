@@ -27,7 +27,9 @@ def opened() -> sqlite3.Connection:
     database = sqlite3.connect(sys.argv[FILE], check_same_thread=False)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
-    database.execute("CREATE TABLE blobs (run TEXT, path TEXT, size INT, etag TEXT, value TEXT, PRIMARY KEY (run, path))")
+    database.execute(
+        "CREATE TABLE blobs (run TEXT, path TEXT, size INT, etag TEXT, value TEXT, PRIMARY KEY (run, path))"
+    )
     return database
 
 
