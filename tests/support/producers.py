@@ -113,7 +113,9 @@ class Producer:
         self._promise(run_id, path, body)
         return True
 
-    async def external(self, run_id: str, path: str, body: bytes, *, copies: int = 1, announced_first: float = 0) -> None:
+    async def external(
+        self, run_id: str, path: str, body: bytes, *, copies: int = 1, announced_first: float = 0
+    ) -> None:
         """Put a blob with the bucket's own keys, and announce it ``copies`` times by message; or that before."""
         message = reference(run_id, path, size=len(body), crc32=f"{zlib.crc32(body):08x}")
         if announced_first:

@@ -82,7 +82,9 @@ async def kills(backing: Backing, scale: Scale, record: Record, directory: Path)
         record.saw("kills", f"{deaths.by_plan.total()}", holds=deaths.by_plan.total() >= 3 * rounds)
         unreached = sorted(steps - deaths.by_plan.keys())
         record.saw("steps at which nothing died", ", ".join(unreached) or "none", holds=not unreached)
-        record.saw("programs that ended by themselves", "; ".join(deaths.otherwise) or "none", holds=not deaths.otherwise)
+        record.saw(
+            "programs that ended by themselves", "; ".join(deaths.otherwise) or "none", holds=not deaths.otherwise
+        )
         await judge(deployment, producer, record)
 
 
