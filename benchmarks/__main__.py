@@ -1,35 +1,61 @@
-"""The command: starts the S3 server and the peers, downloads every case from each in turn, prints the table."""
+"""The command: starts the servers, measures every subject that is asked for in rounds, prints the tables."""
 
 import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any, Protocol
 
-from benchmarks import report
+from benchmarks import deletion, effort_report, ingestion, listing, presigns, report
 from benchmarks.cases import FULL, SMALL, Case
+from benchmarks.efforts import Efforts
 from benchmarks.measurement import measure
 from benchmarks.peers import PEERS, Peer
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Results
-from benchmarks.storage import fill, running_storage
+from benchmarks.storage import Storage, fill, running_storage
+
+DOWNLOADS = "downloads"
+
+
+class Comparison(Protocol):
+    """Measures in rounds how ``count`` things are done, here and by others."""
+
+    def __call__(self, storage: Storage, rounds: int, *, count: int) -> Awaitable[Efforts]: ...
+
+
+LIFECYCLE: Mapping[str, tuple[Comparison, int, int]] = {
+    "ingestion": (ingestion.compare, 10_000, 1_000),
+    "presigns": (presigns.compare, 10_000, 500),
+    "listing": (listing.compare, 100_000, 5_000),
+    "deletion": (deletion.compare, 100_000, 2_000),
+}
+"""What is measured apart from downloads, with the full size and the small one."""
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--only", action="append", choices=[DOWNLOADS, *LIFECYCLE], help="only this subject; repeatable (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
     parser.add_argument("--small", action="store_true", help="sizes for a quick look")
     parser.add_argument(
-        "--case", action="append", choices=[case.name for case in FULL], help="only this one; repeatable"
+        "--case", action="append", choices=[case.name for case in FULL], help="of downloads only this one; repeatable"
     )
-    parser.add_argument("--peer", action="append", choices=list(PEERS), help="only this one; repeatable")
+    parser.add_argument(
+        "--peer", action="append", choices=list(PEERS), help="of downloads only from this one; repeatable"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there too")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     given = parser.parse_args()
     if given.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if given.case or given.peer:
+        given.only = given.only or [DOWNLOADS]
     return given
 
 
@@ -61,19 +87,38 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+async def take(only: Sequence[str], rounds: int, *, small: bool) -> Efforts:
+    """The subjects one after the other, on one S3 server."""
+    efforts = Efforts(rounds)
+    async with running_storage() as storage:
+        for name in only:
+            comparison, full, quick = LIFECYCLE[name]
+            say(f"{name} ...")
+            efforts.taken.update((await comparison(storage, rounds, count=quick if small else full)).taken)
+    return efforts
+
+
 def main() -> None:
     given = arguments()
+    only = given.only or [DOWNLOADS, *LIFECYCLE]
     cases = [case for case in (SMALL if given.small else FULL) if not given.case or case.name in given.case]
     peers = [name for name in PEERS if not given.peer or name in given.peer]
+    measured: dict[str, Any] = {}
     try:
-        results = asyncio.run(compare(cases, peers, given.rounds))
+        if DOWNLOADS in only:
+            results = asyncio.run(compare(cases, peers, given.rounds))
+            print(report.markdown(results) if given.markdown else report.plain(results))
+            measured |= report.as_json(results)
+        if lifecycle := [name for name in LIFECYCLE if name in only]:
+            efforts = asyncio.run(take(lifecycle, given.rounds, small=given.small))
+            print(effort_report.table(efforts, markdown=given.markdown))
+            measured |= effort_report.as_json(efforts)
     except BenchmarkError as error:
         sys.exit(f"benchmarks: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    print(report.markdown(results) if given.markdown else report.plain(results))
     if given.json:
-        given.json.write_text(json.dumps(report.as_json(results), indent=2) + "\n", "utf-8")
+        given.json.write_text(json.dumps(measured, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Written as most would write it: 64 KiB chunks, one object after the other, no le
 Options, in this order: port, S3 endpoint, access key, secret key, region, bucket.
 """
 
+import base64
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
@@ -70,6 +71,32 @@ async def download_archive(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def presign(request: web.Request) -> web.Response:
+    """A URL to upload to, announced to nobody."""
+    wanted = await request.json()
+    url = await request.app[CLIENT].generate_presigned_url(
+        "put_object",
+        Params={
+            "Bucket": sys.argv[BUCKET],
+            "Key": f"runs/{wanted['run_id']}/{wanted['path']}",
+            "ContentType": wanted["content_type"],
+            "ContentLength": wanted["size"],
+            "ChecksumCRC32": base64.b64encode(bytes.fromhex(wanted["crc32"])).decode(),
+            "IfNoneMatch": "*",
+        },
+        ExpiresIn=wanted["expires_in"],
+    )
+    return web.json_response({"url": url})
+
+
+async def list_blobs(request: web.Request) -> web.Response:
+    """A page of blobs, from S3 itself."""
+    more = {"ContinuationToken": request.query["cursor"]} if "cursor" in request.query else {}
+    page = await request.app[CLIENT].list_objects_v2(Bucket=sys.argv[BUCKET], Prefix=request.query["prefix"], **more)
+    blobs = [{"key": blob["Key"], "size": blob["Size"], "etag": blob["ETag"]} for blob in page["Contents"]]
+    return web.json_response({"blobs": blobs, "next_cursor": page.get("NextContinuationToken")})
+
+
 async def connect(app: web.Application) -> AsyncIterator[None]:
     session = aioboto3.Session(sys.argv[ACCESS_KEY], sys.argv[SECRET_KEY], region_name=sys.argv[REGION])
     async with session.client("s3", endpoint_url=sys.argv[ENDPOINT]) as client:
@@ -81,5 +108,7 @@ if __name__ == "__main__":
     application = web.Application()
     application.router.add_get("/download", download)
     application.router.add_get("/download-archive", download_archive)
+    application.router.add_post("/uploads", presign)
+    application.router.add_get("/blobs", list_blobs)
     application.cleanup_ctx.append(connect)
     web.run_app(application, host="127.0.0.1", port=int(sys.argv[PORT]), print=None, access_log=None)

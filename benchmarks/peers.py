@@ -3,13 +3,10 @@
 A new peer is an asynchronous context manager that yields a `Peer`, and a line in `PEERS`.
 """
 
-import os
-import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -17,8 +14,9 @@ import aiohttp
 from zipstream import ZipStream  # type: ignore[import-untyped]
 
 from benchmarks.cases import Case
-from benchmarks.processes import BenchmarkError, free_port, running
-from benchmarks.storage import BUCKET, ROOT, WORKSPACE, Storage
+from benchmarks.processes import BenchmarkError, free_port
+from benchmarks.programs import configured, program
+from benchmarks.storage import BUCKET, WORKSPACE, Storage
 
 MINT_SECONDS = 300
 LINK_SECONDS = 24 * 3600
@@ -74,71 +72,9 @@ class StorageProxy:
 
 @asynccontextmanager
 async def storage_proxy(storage: Storage) -> AsyncIterator[StorageProxy]:
-    manager, client, rpc, operations = (f"127.0.0.1:{free_port()}" for _ in range(4))
-    api_key, rpc_secret, token_secret = (secrets.token_hex(32) for _ in range(3))
-    tokens = f"""
-[tokens]
-issuer = "manager-api"
-audience = "storage-proxy"
-keys = [{{ kid = "bench", alg = "HS256", secret = "{token_secret}" }}]
-"""
-    proxy_config = _config(
-        "storage_proxy",
-        f"""
-[client]
-listen = "{client}"
-public_url = "http://{client}"
-[rpc]
-listen = "{rpc}"
-secrets = ["{rpc_secret}"]
-[operations]
-listen = "{operations}"
-{tokens}
-[state]
-path = "{WORKSPACE}/state.db"
-[buckets.{BUCKET}]
-kind = "s3"
-endpoint = "{storage.endpoint}"
-bucket = "{BUCKET}"
-region = "{storage.region}"
-access_key = "{storage.access_key}"
-secret_key = "{storage.secret_key}"
-[state]
-path = "{WORKSPACE / "state.db"}"
-""",
-    )
-    manager_config = _config(
-        "manager_api",
-        f"""
-listen = "{manager}"
-api_keys = [{{ name = "bench", secret = "{api_key}" }}]
-[proxy]
-rpc_url = "http://{rpc}"
-rpc_secret = "{rpc_secret}"
-client_url = "http://{client}"
-{tokens}
-signing_kid = "bench"
-""",
-    )
-    async with AsyncExitStack() as stack:
-        command = [sys.executable, "-m", "storage_proxy", "serve", "--config", str(proxy_config)]
-        ready = f"http://{operations}/health/ready"
-        pid = await stack.enter_async_context(_program("storage_proxy", command, ready))
-        command = [sys.executable, "-m", "manager_api", "serve", "--config", str(manager_config)]
-        await stack.enter_async_context(_program("manager_api", command, f"http://{manager}/health/ready"))
-        yield StorageProxy(pid, f"http://{manager}", api_key)
-
-
-def _config(name: str, text: str) -> Path:
-    path = WORKSPACE / f"{name}.toml"
-    path.write_text(text, "utf-8")
-    return path
-
-
-def _program(name: str, command: list[str], ready_url: str) -> AbstractAsyncContextManager[int]:
-    ours = ("STORAGE_PROXY__", "MANAGER_API__")
-    environment = {key: value for key, value in os.environ.items() if not key.upper().startswith(ours)}
-    return running(command, ready_url=ready_url, log=WORKSPACE / f"{name}.log", cwd=ROOT, environment=environment)
+    programs = configured(storage, WORKSPACE / "state.db")
+    async with programs.proxy("serve") as pid, programs.manager():
+        yield StorageProxy(pid, programs.manager_url, programs.api_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +99,7 @@ async def obvious(storage: Storage) -> AsyncIterator[Obvious]:
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "benchmarks.obvious", str(port), storage.endpoint]
     command += [storage.access_key, storage.secret_key, storage.region, BUCKET]
-    async with _program("obvious", command, url) as pid:
+    async with program("obvious", command, url) as pid:
         yield Obvious(pid, url)
 
 

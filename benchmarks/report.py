@@ -75,8 +75,13 @@ def _ratios(ours: Measurement, other: Measurement) -> tuple[str, ...]:
 
 
 def plain(results: Results) -> str:
-    table = [HEADERS, *rows(results)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(HEADERS))]
+    return "\n".join([*plain_lines(HEADERS, rows(results)), "", summary(results.rounds)])
+
+
+def plain_lines(headers: Sequence[str], body: Sequence[Sequence[str]]) -> Sequence[str]:
+    """A table for people: the first two columns are words, the others figures."""
+    table = [headers, *body]
+    widths = [max(len(row[column]) for row in table) for column in range(len(headers))]
     lines = []
     for row in table:
         cells = [
@@ -84,17 +89,21 @@ def plain(results: Results) -> str:
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, "", summary(results)])
+    return lines
 
 
 def markdown(results: Results) -> str:
-    head = ["| " + " | ".join(HEADERS) + " |", "| --- | --- |" + " ---: |" * (len(HEADERS) - 2)]
-    body = ["| " + " | ".join(row) + " |" for row in rows(results)]
-    return "\n".join([*head, *body, "", summary(results)])
+    return "\n".join([*markdown_lines(HEADERS, rows(results)), "", summary(results.rounds)])
 
 
-def summary(results: Results) -> str:
-    times = "One round" if results.rounds == 1 else f"Medians of {results.rounds} interleaved rounds"
+def markdown_lines(headers: Sequence[str], body: Sequence[Sequence[str]]) -> Sequence[str]:
+    """The same in Markdown."""
+    head = ["| " + " | ".join(headers) + " |", "| --- | --- |" + " ---: |" * (len(headers) - 2)]
+    return [*head, *("| " + " | ".join(row) + " |" for row in body)]
+
+
+def summary(rounds: int) -> str:
+    times = "One round" if rounds == 1 else f"Medians of {rounds} interleaved rounds"
     return (
         f"{times}; client, server and S3 server on one machine: "
         + ", ".join(f"{name} {value}" for name, value in machine().items())

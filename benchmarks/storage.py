@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import shutil
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKSPACE = ROOT / ".services" / "benchmarks"
+BLOBS = WORKSPACE / "blobs"
+"""The S3 server's directory: a directory for each bucket."""
 BUCKET = "benchmarks"
 UPLOADS_AT_ONCE = 8
 
@@ -52,12 +54,11 @@ class Storage:
 @asynccontextmanager
 async def running_storage() -> AsyncIterator[Storage]:
     """versitygw as `make services` installs it, on a directory of its own."""
-    directory = WORKSPACE / "blobs"
-    directory.mkdir(parents=True, exist_ok=True)
+    BLOBS.mkdir(parents=True, exist_ok=True)
     port = free_port()
     access_key, secret_key, region = "benchmarks", "benchmarks-secret", "us-east-1"
     command = [_server(), "--port", f"127.0.0.1:{port}", "--access", access_key, "--secret", secret_key]
-    command += ["--region", region, "--keep-alive", "--quiet", "posix", str(directory)]
+    command += ["--region", region, "--keep-alive", "--quiet", "posix", str(BLOBS)]
     endpoint = f"http://127.0.0.1:{port}"
     log = WORKSPACE / "s3.log"
     async with running(command, ready_url=endpoint, log=log, cwd=ROOT, environment=os.environ) as pid:
@@ -75,11 +76,42 @@ def _server() -> str:
 async def fill(storage: Storage, cases: Iterable[Case]) -> None:
     """Upload what is missing, each blob with its CRC-32, as boto3 does it by default."""
     async with storage.client() as client:
-        existing = await client.list_buckets()
-        if BUCKET not in {bucket["Name"] for bucket in existing["Buckets"]}:
-            await client.create_bucket(Bucket=BUCKET)
+        await _create_bucket(client)
         for case in cases:
             await _fill_case(client, case)
+
+
+async def put_missing(storage: Storage, prefix: str, keys: Sequence[str], body: bytes) -> None:
+    """Upload ``body`` as each of ``keys``, which begin with ``prefix``, where it is not there yet."""
+    async with storage.client() as client:
+        await _create_bucket(client)
+        present: set[str] = set()
+        async for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix):
+            present.update(blob["Key"] for blob in page.get("Contents", []))
+        missing = iter([key for key in keys if key not in present])
+
+        async def upload() -> None:
+            for key in missing:
+                await client.put_object(Bucket=BUCKET, Key=key, Body=body, ChecksumAlgorithm="CRC32")
+
+        await asyncio.gather(*(upload() for _ in range(UPLOADS_AT_ONCE)))
+
+
+async def ensure_bucket(storage: Storage) -> None:
+    async with storage.client() as client:
+        await _create_bucket(client)
+
+
+def remove_state(path: Path) -> None:
+    """Remove a SQLite file and what stands beside it."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+async def _create_bucket(client: "S3Client") -> None:
+    existing = await client.list_buckets()
+    if BUCKET not in {bucket["Name"] for bucket in existing["Buckets"]}:
+        await client.create_bucket(Bucket=BUCKET)
 
 
 async def _fill_case(client: "S3Client", case: Case) -> None:

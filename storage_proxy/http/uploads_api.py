@@ -43,6 +43,7 @@ from storage_proxy.ingest.metrics import IngestMetrics
 from storage_proxy.ingest.uploads import Uploads
 
 _log = logging.getLogger(__name__)
+_STALLED: web.RequestKey[bool] = web.RequestKey("stalled", bool)
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 _GUARDS = {
     hdrs.CACHE_CONTROL: "private, no-store",
@@ -101,12 +102,12 @@ class UploadHandlers:
             except ServiceError as error:
                 outcome = error.code
                 raise
-            except ConnectionError:  # the client is gone; nobody is left to be told
-                outcome = "client-gone"
+            except ConnectionError:  # nobody is left to be told
+                outcome = _gone(request)
                 abort(request)
                 raise InvalidRequest("The body broke off") from None
             except asyncio.CancelledError:
-                outcome = "client-gone" if request.transport is None else "drained"
+                outcome = _gone(request) if request.transport is None else "drained"
                 raise
             except BaseException:
                 outcome = "internal"
@@ -129,6 +130,7 @@ class UploadHandlers:
                 async with asyncio.timeout(self._stall_seconds):
                     chunk = await request.content.readany()
             except TimeoutError:
+                request[_STALLED] = True
                 abort(request)
                 raise ConnectionResetError("the client sent nothing for too long") from None
             if not chunk:
@@ -148,6 +150,11 @@ class UploadHandlers:
                 "outcome": outcome,
             },
         )
+
+
+def _gone(request: web.Request) -> str:
+    """Why the connection ended when the drain did not end it."""
+    return "client-stalled" if request.get(_STALLED) else "client-gone"
 
 
 def _length(request: web.Request) -> int:

@@ -50,7 +50,6 @@ from storage_proxy.state.records import BlobRecord, BlobState, Claim, OutboxRow,
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import (
     BlobStat,
-    BlobStore,
     DeletesBlobs,
     PresignsUploads,
     ReceivesUploads,
@@ -104,6 +103,9 @@ class Uploads:
         self._store = store
         self._records = records
         self._buckets = buckets
+        # Asking a runtime protocol costs a tenth of a presign.
+        self._presigning = {name: bucket for name, bucket in buckets if isinstance(bucket, PresignsUploads)}
+        self._receiving = {name: bucket for name, bucket in buckets if isinstance(bucket, ReceivesUploads)}
         self._verifier = verifier
         self._options = options
         self._metrics = metrics
@@ -119,13 +121,13 @@ class Uploads:
         cannot), `RunDeleted`, `RunBucketMismatch`, `BlobExists`, `Busy`, and as the state store does.
         """
         place = _safe_place(order)
-        bucket = self._buckets.get(order.bucket)
+        self._buckets.get(order.bucket)
         announced = Announced.by_upload(order)
         if order.size is not None and order.size > self._options.max_upload_bytes:
             raise PayloadTooLarge(errors=[{"loc": ["size"], "msg": f"is above {self._options.max_upload_bytes}"}])
         now = self._clock()
         expires_at = int(now) + order.expires_in
-        url, headers = await _target(bucket, place.key, announced, order)
+        url, headers = await self._target(place, announced, order)
         event_id = str(uuid.uuid4())
         # The record holds what was announced: an event that said it too could contradict a later announcement.
         event = blob_ref(
@@ -152,6 +154,26 @@ class Uploads:
             headers=headers,
             expires_at=moment(expires_at),
         )
+
+    async def _target(
+        self, place: Place, announced: Announced, order: UploadOrder
+    ) -> tuple[str | None, dict[str, str]]:
+        """Where to send the body, and with which headers; no URL when it goes through the proxy."""
+        presigning = self._presigning.get(place.bucket)
+        if order.via is not Via.PROXY and presigning is not None:
+            terms = UploadTerms(announced.content_type, announced.size, announced.crc32)
+            put = await presigning.presign_put(place.key, terms, expires_in=order.expires_in)
+            return put.url, dict(put.headers)
+        if order.via is Via.DIRECT:
+            raise InvalidRequest(errors=[{"loc": ["via"], "msg": "the bucket has no URLs of its own"}])
+        if place.bucket not in self._receiving:
+            raise InvalidRequest(errors=[{"loc": ["via"], "msg": "the bucket takes no uploads through this service"}])
+        headers = {}
+        if announced.content_type is not None:
+            headers["Content-Type"] = announced.content_type
+        if announced.size is not None:
+            headers["Content-Length"] = str(announced.size)
+        return None, headers
 
     async def _announce(self, announcement: _Announcement) -> None:
         """Make the path pending. Raises `RunDeleted`, `RunBucketMismatch`, `BlobExists` and `Busy`."""
@@ -255,14 +277,17 @@ class Uploads:
         if claims.limited:
             raise InvalidRequest("The token carries a limit that this version does not enforce")
         place, announced = _granted(claims)
-        bucket = self._buckets.get(place.bucket)
-        if not isinstance(bucket, ReceivesUploads):
+        self._buckets.get(place.bucket)
+        bucket = self._receiving.get(place.bucket)
+        if bucket is None:
             raise InvalidRequest("The bucket takes no uploads through this service")
         if content_length > self._options.max_upload_bytes:
             raise PayloadTooLarge
+        if announced.size not in (None, content_length):
+            raise SizeMismatch
         # Of two announcements, the token's and the record's, both have to be true.
         recorded = await self._admit(place, announced, claims.exp)
-        if any(size not in (None, content_length) for size in (announced.size, recorded.size)):
+        if recorded.size not in (None, content_length):
             raise SizeMismatch
         if None not in (announced.crc32, recorded.crc32) and announced.crc32 != recorded.crc32:
             raise ChecksumMismatch
@@ -431,25 +456,6 @@ def _granted(claims: UploadClaims) -> tuple[Place, Announced]:
     if parse_run_key(claims.key) != (target.run_id, target.path) or unsafe_key_reason(claims.key):
         raise InvalidRequest("The token's key is not that of its run and path")
     return Place(target.bucket, target.run_id, target.path), Announced.by_upload(target)
-
-
-async def _target(
-    bucket: BlobStore, key: str, announced: Announced, order: UploadOrder
-) -> tuple[str | None, dict[str, str]]:
-    """Where to send the body, and with which headers; no URL when it goes through the proxy."""
-    if order.via is not Via.PROXY and isinstance(bucket, PresignsUploads):
-        terms = UploadTerms(announced.content_type, announced.size, announced.crc32)
-        put = await bucket.presign_put(key, terms, expires_in=order.expires_in)
-        return put.url, dict(put.headers)
-    if order.via is Via.DIRECT or not isinstance(bucket, ReceivesUploads):
-        reason = "the bucket cannot take it" if order.via is not Via.DIRECT else "the bucket has no URLs of its own"
-        raise InvalidRequest(errors=[{"loc": ["via"], "msg": reason}])
-    headers = {}
-    if announced.content_type is not None:
-        headers["Content-Type"] = announced.content_type
-    if announced.size is not None:
-        headers["Content-Length"] = str(announced.size)
-    return None, headers
 
 
 def _no_such_upload() -> NotFound:

@@ -28,7 +28,7 @@ class FdbOptions:
 
     cluster_file: Path | None = None
     api_version: int = 710
-    probe_seconds: float = 2.0
+    probe_seconds: float = 1.5
     max_retry_delay_seconds: float = 0.5
     retries: RetryPolicy = field(default_factory=RetryPolicy)
 

@@ -42,7 +42,7 @@ class SqliteOptions:
     path: Path
     readers: int = 8
     busy_seconds: float = 5.0
-    probe_seconds: float = 2.0
+    probe_seconds: float = 1.5
     batch_rows: int = 1_000
     retries: RetryPolicy = field(default_factory=RetryPolicy)
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from storage_proxy.common.errors import StateUnavailable
+from storage_proxy.state.limits import TransactionFinished
 from storage_proxy.state.port import Row
 from storage_proxy.state.ranges import Range
 from storage_proxy.state.sqlite_answers import deliver, settle
@@ -64,7 +65,7 @@ class Reader:
 
     def _send(self) -> None:
         asked = [each for each in self._asked if not each[0].done()]
-        self._asked.clear()
+        self._asked = []
         if not asked:
             return
         try:
@@ -73,8 +74,10 @@ class Reader:
             settle([(answer, None, error) for answer, _ in asked])
 
     def _give_up(self) -> None:
-        for answer, _ in self._asked:
-            answer.cancel()
+        asked, self._asked = self._asked, []
+        error = TransactionFinished("A transaction was used after its end")
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            settle([(answer, None, error) for answer, _ in asked])
 
     def _submit(self, work: Callable[[], _T]) -> "Future[_T]":
         try:

@@ -22,5 +22,7 @@ async def test_the_same_on_a_cluster_whose_requests_fail_at_random() -> None:
     with fake_client(cluster) as client:
         async with fake_store(client) as store:
             cluster.faults.rate = 0.0005
+            cluster.faults.script("commit", 1020, 1021)
+            cluster.faults.script("commit", 1021, committed=True)
             scenario = Scenario(references=1_500, runs=10)
             await ingest(store, scenario)

@@ -291,8 +291,9 @@ async def test_an_export_whose_cluster_goes_away_between_batches_is_unavailable(
         batches = store.read_snapshot(*EVERYTHING)
         await anext(batches)
         cluster.kill()
-        with pytest.raises(StateUnavailable, match=r"0\.2 s"):
-            await anext(batches)
+        async with asyncio.timeout(30):
+            with pytest.raises(StateUnavailable, match=r"0\.2 s"):
+                await anext(batches)
 
 
 @pytest.mark.parametrize("reachable", [True, False])
