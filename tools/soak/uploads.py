@@ -1,4 +1,4 @@
-"""Uploads that are wrong, or cut: they are refused, or as if they had never been. And runs deleted while they are read."""
+"""Uploads that are wrong or cut: refused, or as if they had never been. And runs deleted while they are read."""
 
 import asyncio
 import random
