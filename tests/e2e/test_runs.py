@@ -154,9 +154,8 @@ async def test_every_command_of_an_operator_works(house: House) -> None:
     await until(deleted)
     assert (await operator.ask("check-config")).code == 0
     for job in JOBS:
-        for more in (["--dry-run"], ["--limit", "10"]):
-            *_, result = await operator.tell("job", job, *more)
-            assert result["job"] == job
+        *_, result = await operator.tell("job", job, "--limit", "10")
+        assert result["job"] == job
     assert await operator.dead_letters() == []
     assert await operator.tell("dead-letters", "replay") == [{"replayed": 0}]
     before = await house.answers()
@@ -177,7 +176,6 @@ async def test_every_command_of_an_operator_works(house: House) -> None:
             await program.start()
     assert await house.answers() == before
     assert await operator.tell("run", "clear-tombstone", "gone") == [{"run_id": "gone", "cleared": True}]
-    assert await operator.tell("run", "clear-tombstone", "gone") == [{"run_id": "gone", "cleared": False}]
     await house.upload("gone", "a.bin", b"it is back")
 
     async def back() -> bool:
