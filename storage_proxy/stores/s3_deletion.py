@@ -5,7 +5,7 @@ error. Listings begin again after each page of removals, so nothing has to be re
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +28,7 @@ STEP = 1000
 
 # Not allowed in XML, or not kept by its readers (XML 1.0 sections 2.2 and 2.11): not to be written into DeleteObjects.
 _NOT_FOR_XML = re.compile("[\x00-\x1f\x7f\ufffe\uffff]")
+_NOT_THERE = frozenset({"NoSuchKey", "NoSuchVersion", "KeyTooLongError"})
 
 Deadline = Callable[[str], AbstractAsyncContextManager[None]]
 
@@ -58,7 +59,7 @@ class S3Deletion:
         for start in range(0, len(wanted), STEP):
             await self._delete(wanted[start : start + STEP])
 
-    async def erase(self, prefix: str) -> AsyncIterator[int]:
+    async def erase(self, prefix: str) -> AsyncGenerator[int, None]:
         """Remove all that begins with ``prefix``. Uploads first: one that is completed meanwhile is an object then."""
         previous: Any = None
         for page in (self._uploads_page, self._objects_page):
@@ -158,7 +159,7 @@ class S3Deletion:
                     Bucket=self._bucket, Delete={"Objects": listed, "Quiet": True}
                 )
             for error in answer.get("Errors", []):
-                if error.get("Code") not in {"NoSuchKey", "NoSuchVersion"}:
+                if error.get("Code") not in _NOT_THERE:
                     raise _refused(error.get("Code", ""))
         for item in objects:
             if _NOT_FOR_XML.search(item["Key"]):
