@@ -60,6 +60,7 @@ INGEST_TOPIC = "ingest"
 """What the outbox calls the topic of announcements."""
 _CLAIM_SECONDS = 60
 _CLAIM_PAUSE = 0.1
+_COMPLETE_LOOKS = 3
 _MINUTE = 60
 _UPLOAD_ID = re.compile(rf"({RUN_ID_PATTERN.strip('^$')})~([0-9a-f]{{32}})", re.ASCII)
 _T = TypeVar("_T")
@@ -79,6 +80,10 @@ class _Announcement:
 
 class _Claimed(Exception):
     """The key's object is being deleted."""
+
+
+class _AnnouncedAnew(Exception):
+    """While the blob was looked at, something else was announced of it."""
 
 
 class _Occupied(Exception):
@@ -349,16 +354,22 @@ class Uploads:
         Raises `NotFound`, `RunDeleted`, `UploadIncomplete` when nothing is there, `SizeMismatch` and
         `ChecksumMismatch` when it is not what was announced, `Busy`, and as the stores do.
         """
-        place, before = await self._find(upload, access)
-        if before.state is BlobState.VERIFIED:
-            return place.run_id, place.path, before
-        seen = await self._verifier.look(place, size=before.size)
-        if seen is None:
-            raise UploadIncomplete
-        record, why = await self._record_seen(place, seen)
-        if why is not None:
-            raise why.kind
-        return place.run_id, place.path, record
+        for _ in range(_COMPLETE_LOOKS):
+            place, before = await self._find(upload, access)
+            if before.state is BlobState.VERIFIED:
+                return place.run_id, place.path, before
+            announced = Announced.by_record(before)
+            seen = await self._verifier.look(place, size=announced.size)
+            if seen is None:
+                raise UploadIncomplete
+            try:
+                record, why = await self._record_seen(place, announced, seen)
+            except _AnnouncedAnew:
+                continue
+            if why is not None:
+                raise why.kind
+            return place.run_id, place.path, record
+        raise Busy
 
     async def _find(self, upload: str, access: RunAccess) -> tuple[Place, BlobRecord]:
         form = _UPLOAD_ID.fullmatch(upload)
@@ -378,7 +389,9 @@ class Uploads:
 
         return await self._store.transact(fn)
 
-    async def _record_seen(self, place: Place, seen: Seen) -> tuple[BlobRecord, Contradiction | None]:
+    async def _record_seen(
+        self, place: Place, announced: Announced, seen: Seen
+    ) -> tuple[BlobRecord, Contradiction | None]:
         async def fn(transaction: Transaction) -> tuple[BlobRecord, Contradiction | None]:
             now = self._clock()
             rows = await Rows.read(transaction, self._records, [place], now=now)
@@ -390,7 +403,8 @@ class Uploads:
                 raise _no_such_upload()
             if before.state is BlobState.VERIFIED:
                 return before, None
-            announced = Announced.by_record(before)
+            if Announced.by_record(before) != announced:  # what is worth reading depends on it
+                raise _AnnouncedAnew
             why = contradiction(announced, seen)
             if why is None:
                 blob = transitions.verified(place, before, announced, seen, order=before.order, now=now)

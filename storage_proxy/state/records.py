@@ -192,21 +192,21 @@ class Table(Generic[_Record]):
 
     async def get(self, transaction: Transaction, *key: Element, snapshot: bool = False) -> _Record | None:
         """The row of ``key``, None where there is none."""
-        return self.value(await transaction.get(self._subspace.pack(*key), snapshot=snapshot))
+        return self.found(await transaction.get(self._subspace.pack(*key), snapshot=snapshot))
 
     async def get_many(
         self, transaction: Transaction, keys: Sequence[tuple[Element, ...]]
     ) -> "Sequence[_Record | None]":
         """The rows of ``keys``, in one question."""
         values = await transaction.get_many([self._subspace.pack(*key) for key in keys])
-        return [self.value(value) for value in values]
+        return [self.found(value) for value in values]
 
     async def find_many(self, transaction: Transaction, keys: "Collection[_Key]") -> "dict[_Key, _Record]":
         """Those of ``keys`` that have a row."""
         found = zip(keys, await self.get_many(transaction, list(keys)), strict=True)
         return {key: record for key, record in found if record is not None}
 
-    def value(self, value: bytes | None) -> "_Record | None":
+    def found(self, value: bytes | None) -> "_Record | None":
         """The row of a value that the transaction gave, None where there is none."""
         return None if value is None else self._codec.decode(value)
 
