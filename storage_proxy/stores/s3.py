@@ -189,7 +189,7 @@ class S3BlobStore:
         self._stall_timeout = stall_timeout
         self._probe_timeout = min(probe_timeout, request_timeout)
         self._checksums = ObjectChecksums(client, bucket)
-        self._uploads = S3Uploads(client, bucket, self._deadline, self._found)
+        self._uploads = S3Uploads(client, bucket, self._deadline, self._guarded_head)
         self._deletion = S3Deletion(client, bucket, self._deadline, self._is_listed)
         self._bucket_seen = False
         self._closed = False
@@ -201,21 +201,25 @@ class S3BlobStore:
         async with self._deadline("HeadObject"):
             if may_be_alias(name) and not await self._is_listed(name):
                 return None
-            try:
-                head = await self._head(name)
-            except BlobNotFound:
-                if not self._bucket_seen:  # an answer to HEAD has no body to tell a missing bucket by
-                    await self._is_listed(name)
-                return None
-            except BadRequest:
-                if await self._is_listed(name):
-                    raise
-                return None
-            self._bucket_seen = True
-            return stat_of_head(key, head, await self._checksums.crc32(name, head))
+            head = await self._head_if_any(name)
+            return None if head is None else stat_of_head(key, head, await self._checksums.crc32(name, head))
+
+    async def _head_if_any(self, name: str) -> Mapping[str, str] | None:
+        """The headers of the answer to HeadObject, by names in lower case; None where there is no such object."""
+        try:
+            headers = await self._head(name)
+        except BlobNotFound:
+            if not self._bucket_seen:  # an answer to HEAD has no body to tell a missing bucket by
+                await self._is_listed(name)
+            return None
+        except BadRequest:
+            if await self._is_listed(name):
+                raise
+            return None
+        self._bucket_seen = True
+        return headers
 
     async def _head(self, name: str) -> Mapping[str, str]:
-        """The headers of the answer to HeadObject, by names in lower case."""
         with translated("HeadObject"):
             if self._heads is not None and (headers := await self._heads.head(name)) is not None:
                 return headers
@@ -380,12 +384,9 @@ class S3BlobStore:
             raise UnsafeName
         return name
 
-    async def _found(self, name: str) -> Mapping[str, str] | None:
+    async def _guarded_head(self, name: str) -> Mapping[str, str] | None:
         async with self._deadline("HeadObject"):
-            try:
-                return await self._head(name)
-            except BlobNotFound:
-                return None
+            return await self._head_if_any(name)
 
     async def _is_listed(self, name: str) -> bool:
         """Whether there is an object of exactly this name; a missing bucket raises."""
