@@ -9,7 +9,7 @@ import logging
 from storage_proxy.bus.dead_letters import dead_letter, dead_letter_topic
 from storage_proxy.bus.port import Batch, EventBus, Message
 from storage_proxy.common.concurrency import map_bounded
-from storage_proxy.common.errors import ServiceError
+from storage_proxy.common.errors import Internal, ServiceError
 from storage_proxy.common.events import Poison, parse_run_deleted
 from storage_proxy.lifecycle.eraser import RunEraser
 from storage_proxy.lifecycle.metrics import LifecycleMetrics
@@ -59,6 +59,10 @@ class ControlWorker:
         except ServiceError as error:
             self._metrics.run_passes.labels("first", error.code).inc()
             _log.warning("The deletion of run %s has to wait: %s", run_id, error)
+            return False
+        except Exception:  # noqa: BLE001 a defect that one run shows keeps no other from being deleted
+            self._metrics.run_passes.labels("first", Internal.code).inc()
+            _log.exception("The deletion of run %s has to wait", run_id)
             return False
         self._metrics.run_passes.labels("first", "done").inc()
         return True
