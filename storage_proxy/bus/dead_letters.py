@@ -22,6 +22,10 @@ def dead_letter_topic(topic: str) -> str:
     return f"{topic}{_SUFFIX}"
 
 
+def is_dead_letter_topic(topic: str) -> bool:
+    return topic.endswith(_SUFFIX)
+
+
 def replay_group(topic: str) -> str:
     """The group whose offsets say which dead letters of ``topic`` have been replayed."""
     return f"{dead_letter_topic(topic)}-replay"

@@ -8,6 +8,7 @@ import sqlite3
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from storage_proxy.bus.port import Event, Message, TopicPosition
 
@@ -15,13 +16,6 @@ _PRUNED_AT_ONCE = 1_000
 
 _READ = """SELECT offset, key, value, headers, timestamp FROM messages
 WHERE topic = ? AND partition = ? AND offset >= ? AND offset < ? ORDER BY offset LIMIT ?"""
-
-# A message goes when it is old and every group has it behind itself; where there is no group, nothing goes.
-_PRUNE = """DELETE FROM messages WHERE rowid IN (
-    SELECT m.rowid FROM messages AS m JOIN (
-        SELECT topic, partition, min(next) AS next FROM offsets GROUP BY topic, partition
-    ) AS o ON m.topic = o.topic AND m.partition = o.partition AND m.offset < o.next
-    WHERE m.timestamp < ? LIMIT ?)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,5 +128,22 @@ def positions(raw: sqlite3.Connection, topic: Topic, group: str) -> list[TopicPo
 
 
 def prune(raw: sqlite3.Connection, older_than: float) -> int:
-    """Remove some messages that are older and that every group has consumed; how many. There may be more."""
-    return raw.execute(_PRUNE, (older_than, _PRUNED_AT_ONCE)).rowcount
+    """Remove some messages that are older and that every group has consumed; how many. There may be more.
+
+    A topic that no group has consumed keeps all: nobody has seen them.
+    """
+    removed = 0
+    consumed = raw.execute("SELECT topic, partition, min(next) FROM offsets GROUP BY topic, partition").fetchall()
+    for topic, partition, before in consumed:
+        oldest = raw.execute(
+            "SELECT offset, timestamp FROM messages WHERE topic = ? AND partition = ? AND offset < ?"
+            " ORDER BY offset LIMIT ?",
+            (topic, partition, before, _PRUNED_AT_ONCE),
+        )
+        old = [offset for offset, _ in takewhile(lambda row: row[1] < older_than, oldest)]
+        oldest.close()
+        if old:
+            removed += raw.execute(
+                "DELETE FROM messages WHERE topic = ? AND partition = ? AND offset <= ?", (topic, partition, old[-1])
+            ).rowcount
+    return removed

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from storage_proxy.bus.kafka_background import Background
 from storage_proxy.bus.kafka_consumer import KafkaMember, message_of
 from storage_proxy.bus.kafka_errors import translated
+from storage_proxy.bus.kafka_logs import drop_repetitions
 from storage_proxy.bus.kafka_options import KafkaOptions, reader_options
 from storage_proxy.bus.kafka_producer import KafkaProducer
 from storage_proxy.bus.kafka_topics import KafkaTopics
@@ -31,6 +32,7 @@ async def open_kafka_bus(
     options: KafkaOptions, *, observer: BusObserver | None = None, jitter: random.Random | None = None
 ) -> AsyncIterator["KafkaBus"]:
     """The bus, closed on leaving. It opens while Kafka is away; `probe` says whether it is there."""
+    drop_repetitions()
     bus = KafkaBus(options, observer or NoObserver(), jitter or random.SystemRandom())
     try:
         yield bus

@@ -13,6 +13,7 @@ from aiokafka.errors import (
     for_code,
 )
 
+from storage_proxy.bus.dead_letters import is_dead_letter_topic
 from storage_proxy.bus.kafka_background import Background
 from storage_proxy.bus.kafka_errors import translated
 from storage_proxy.bus.kafka_options import KafkaOptions, client_options
@@ -58,13 +59,22 @@ class KafkaTopics:
         replicas = self._options.topic_replication
         if replicas is None:
             replicas = min(_REPLICAS, len((await admin.describe_cluster())["brokers"]))
-        answer = await admin.create_topics([NewTopic(name, self._options.topic_partitions, replicas)])
+        topic = NewTopic(name, self._options.topic_partitions, replicas, topic_configs=_configuration(name))
+        answer = await admin.create_topics([topic])
         for _, code, *_ in answer.topic_errors:
             error = for_code(code)
             if error in _REFUSALS:
                 raise BusUnavailable(f"Topic {name} does not exist, and Kafka does not let this program make it")
             if error not in (NoError, TopicAlreadyExistsError):
                 raise error(name)
+
+
+def _configuration(name: str) -> dict[str, str]:
+    # A message is as old as the broker says, whatever clock its producer has.
+    configuration = {"message.timestamp.type": "LogAppendTime"}
+    if is_dead_letter_topic(name):
+        configuration["retention.ms"] = "-1"  # until somebody has looked at them
+    return configuration
 
 
 async def _partitions_by_topic(admin: AIOKafkaAdminClient) -> Mapping[str, int]:
