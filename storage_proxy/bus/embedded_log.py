@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from storage_proxy.bus.port import Event, Message, TopicPosition
+from storage_proxy.bus.sizes import key_bytes
 
 _PRUNED_AT_ONCE = 1_000
 
@@ -43,19 +44,9 @@ def ensure_topic(raw: sqlite3.Connection, name: str, partitions: int) -> Topic:
     return Topic(topic, name, existing)
 
 
-def key_bytes(event: Event) -> bytes | None:
-    return event.key.encode() if isinstance(event.key, str) else event.key
-
-
 def partition_of(key: bytes | None, value: bytes, partitions: int) -> int:
     """Where an event goes: the same key to the same partition, in every process and for ever."""
     return zlib.crc32(value if key is None else key) % partitions
-
-
-def size(event: Event) -> int:
-    """Bytes that the event's own parts take."""
-    headers = sum(len(name.encode()) + len(value) for name, value in event.headers.items())
-    return len(key_bytes(event) or b"") + len(event.value) + headers
 
 
 def append(raw: sqlite3.Connection, topic: Topic, events: Sequence[Event], timestamp: float) -> None:

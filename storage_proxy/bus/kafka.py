@@ -22,6 +22,7 @@ from storage_proxy.bus.observer import BusObserver, NoObserver
 from storage_proxy.bus.partitions import Consumption
 from storage_proxy.bus.pauses import PausePolicy
 from storage_proxy.bus.port import Event, Handler, Message, TopicPosition
+from storage_proxy.bus.sizes import check_sizes
 
 _LOOK_MILLISECONDS = 200
 _HEAD_BYTES = 2**14  # enough for the first message of a partition; Kafka sends it even if it is larger
@@ -52,6 +53,7 @@ class KafkaBus:
         self._producer = KafkaProducer(options, self._background)
 
     async def publish(self, topic: str, events: Sequence[Event]) -> None:
+        check_sizes(topic, events, self._options.max_event_bytes)
         if not events:
             return
         await self._topics.ensure(topic)

@@ -16,7 +16,7 @@ from aiokafka.errors import (
 from storage_proxy.bus.dead_letters import is_dead_letter_topic
 from storage_proxy.bus.kafka_background import Background
 from storage_proxy.bus.kafka_errors import translated
-from storage_proxy.bus.kafka_options import KafkaOptions, client_options
+from storage_proxy.bus.kafka_options import MAX_MESSAGE_BYTES, KafkaOptions, client_options
 from storage_proxy.common.errors import BusUnavailable
 
 # Refused to us is not refused to the operator: the topic may be there, or may be made by hand.
@@ -51,6 +51,9 @@ class KafkaTopics:
                 if asyncio.get_running_loop().time() > deadline:
                     raise BusUnavailable(f"Topic {name} has no leader")
                 await asyncio.sleep(_LOOK_SECONDS)
+        except AttributeError as error:  # of the controller, which aiokafka takes for granted
+            raise BusUnavailable("Kafka has no controller yet") from error
+        else:
             return partitions
         finally:
             await admin.close()
@@ -73,7 +76,8 @@ def _configuration(name: str) -> dict[str, str]:
     # A message is as old as the broker says, whatever clock its producer has.
     configuration = {"message.timestamp.type": "LogAppendTime"}
     if is_dead_letter_topic(name):
-        configuration["retention.ms"] = "-1"  # until somebody has looked at them
+        # Each finds room, and stays until somebody has looked at it.
+        configuration |= {"max.message.bytes": str(MAX_MESSAGE_BYTES), "retention.ms": "-1"}
     return configuration
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -58,9 +59,9 @@ async def test_a_broker_that_hangs_is_unavailable_in_time_and_is_used_again(priv
         private_kafka.resume()
 
 
-async def answers(ask: object) -> bool:
+async def answers(ask: Callable[[], Awaitable[None]]) -> bool:
     try:
-        await ask()  # type: ignore[operator]
+        await ask()
     except BusUnavailable:
         return False
     return True
