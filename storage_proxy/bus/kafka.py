@@ -23,6 +23,7 @@ from storage_proxy.bus.partitions import Consumption
 from storage_proxy.bus.pauses import PausePolicy
 from storage_proxy.bus.port import Event, Handler, Message, TopicPosition
 from storage_proxy.bus.sizes import check_sizes
+from storage_proxy.common.errors import BusUnavailable
 
 _LOOK_MILLISECONDS = 200
 _HEAD_BYTES = 2**14  # enough for the first message of a partition; Kafka sends it even if it is larger
@@ -57,7 +58,11 @@ class KafkaBus:
         if not events:
             return
         await self._topics.ensure(topic)
-        await self._producer.send(topic, events)
+        try:
+            await self._producer.send(topic, events)
+        except BusUnavailable:
+            self._topics.forget(topic)
+            raise
         self._observer.published(topic, len(events))
 
     def consume(self, topic: str, group: str, handler: Handler) -> AbstractAsyncContextManager[None]:
@@ -107,7 +112,7 @@ class KafkaBus:
         await self._background.aclose()
 
     async def _partitions(self, topic: str) -> Sequence[TopicPartition]:
-        return [TopicPartition(topic, each) for each in range(await self._topics.ensure(topic))]
+        return [TopicPartition(topic, each) for each in range(await self._topics.partitions(topic))]
 
     @asynccontextmanager
     async def _reader(

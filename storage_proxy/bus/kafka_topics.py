@@ -26,19 +26,28 @@ _LOOK_SECONDS = 0.05
 
 
 class KafkaTopics:
-    """The topics that are known to exist, with their number of partitions."""
+    """The topics that are known to exist."""
 
     def __init__(self, options: KafkaOptions, background: Background) -> None:
         self._options = options
         self._background = background
-        self._known: dict[str, int] = {}
+        self._known: set[str] = set()
 
-    async def ensure(self, name: str) -> int:
-        """How many partitions the topic has. Raises `BusUnavailable` when it is not there and cannot be made."""
+    async def ensure(self, name: str) -> None:
+        """Return when the topic is there, at once when it was. Raises `BusUnavailable` when it cannot be made."""
         if name not in self._known:
-            async with translated(f"looking for topic {name}", seconds=self._options.request_timeout):
-                self._known[name] = await self._background.finish(self._find_or_make(name))
-        return self._known[name]
+            await self.partitions(name)
+
+    async def partitions(self, name: str) -> int:
+        """How many partitions the topic has now: an operator may have given it more. Raises like `ensure`."""
+        async with translated(f"looking for topic {name}", seconds=self._options.request_timeout):
+            partitions = await self._background.finish(self._find_or_make(name))
+        self._known.add(name)
+        return partitions
+
+    def forget(self, name: str) -> None:
+        """Look for the topic the next time: it may be gone."""
+        self._known.discard(name)
 
     async def _find_or_make(self, name: str) -> int:
         deadline = asyncio.get_running_loop().time() + self._options.request_timeout

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -90,6 +90,42 @@ async def test_a_topic_that_others_made_is_used_as_it_is(kafka: KafkaBroker) -> 
     await admin.close()
     async with open_kafka_bus(kafka.options()) as bus:
         assert len(await bus.positions(topic, "group")) == 3
+
+
+async def test_partitions_that_an_operator_adds_are_seen(kafka: KafkaBroker) -> None:
+    topic = unique_topic()
+    async with open_kafka_bus(kafka.options()) as bus:
+        await bus.publish(topic, events(1))
+        assert len(await bus.positions(topic, "group")) == 4
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+        await admin.start()
+        await admin.create_partitions({topic: NewPartitions(6)})
+        await admin.close()
+
+        async def seen() -> bool:
+            return len(await bus.positions(topic, "group")) == 6
+
+        await eventually(seen)
+
+
+async def test_a_topic_that_was_deleted_is_made_again(kafka: KafkaBroker) -> None:
+    topic = unique_topic()
+    async with open_kafka_bus(replace(kafka.options(), request_timeout=2.0)) as bus:
+        await bus.publish(topic, events(1))
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+        await admin.start()
+        await admin.delete_topics([topic])
+        await admin.close()
+
+        async def published() -> bool:
+            try:
+                await bus.publish(topic, events(1, name="again"))
+            except BusUnavailable:
+                return False
+            return True
+
+        await eventually(published)
+        assert [message.value for message in await browsed(bus, topic)] == [b"again00000"]
 
 
 async def test_a_topic_that_is_made_has_the_brokers_clock_and_dead_letters_are_kept(kafka: KafkaBroker) -> None:
