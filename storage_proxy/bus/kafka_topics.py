@@ -32,11 +32,18 @@ class KafkaTopics:
         self._options = options
         self._background = background
         self._known: set[str] = set()
+        self._looking: dict[str, asyncio.Task[int]] = {}
 
     async def ensure(self, name: str) -> None:
         """Return when the topic is there, at once when it was. Raises `BusUnavailable` when it cannot be made."""
-        if name not in self._known:
-            await self.partitions(name)
+        if name in self._known:
+            return
+        if name not in self._looking:  # one look for all who need the topic at once
+            self._looking[name] = self._background.begin(self._find_or_make(name))
+            self._looking[name].add_done_callback(lambda _: self._looking.pop(name))
+        async with translated(f"looking for topic {name}", seconds=self._options.request_timeout):
+            await asyncio.shield(self._looking[name])
+        self._known.add(name)
 
     async def partitions(self, name: str) -> int:
         """How many partitions the topic has now: an operator may have given it more. Raises like `ensure`."""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +21,7 @@ from storage_proxy.bus.kafka import open_kafka_bus
 from storage_proxy.bus.kafka_logs import Repetitions
 from storage_proxy.bus.kafka_options import KafkaOptions, client_options
 from storage_proxy.common.errors import BusUnavailable
-from tests.support.bus import Deliveries, browsed, done_up_to_the_end, events, eventually
+from tests.support.bus import Deliveries, browsed, done_up_to_the_end, events, eventually, publish_at_last
 from tests.support.kafka import KafkaBroker, PrivateKafka, unique_topic
 from tools import services
 
@@ -48,8 +47,7 @@ async def test_a_broker_that_hangs_is_unavailable_in_time_and_is_used_again(priv
                             await attempt
             finally:
                 private_kafka.resume()
-            await eventually(lambda: answers(bus.probe))
-            await bus.publish("topic", events(20, name="after"))
+            await publish_at_last(bus, "topic", events(20, name="after"))
             await deliveries.until_all_of(events(20, name="after"))
             await eventually(lambda: done_up_to_the_end(bus, "topic", "group"))
         private_kafka.pause()
@@ -57,14 +55,6 @@ async def test_a_broker_that_hangs_is_unavailable_in_time_and_is_used_again(priv
             async with bus.consume("topic", "another", deliveries.handle):
                 pass
         private_kafka.resume()
-
-
-async def answers(ask: Callable[[], Awaitable[None]]) -> bool:
-    try:
-        await ask()
-    except BusUnavailable:
-        return False
-    return True
 
 
 async def test_it_opens_while_no_broker_is_there_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -117,14 +107,7 @@ async def test_a_topic_that_was_deleted_is_made_again(kafka: KafkaBroker) -> Non
         await admin.delete_topics([topic])
         await admin.close()
 
-        async def published() -> bool:
-            try:
-                await bus.publish(topic, events(1, name="again"))
-            except BusUnavailable:
-                return False
-            return True
-
-        await eventually(published)
+        await publish_at_last(bus, topic, events(1, name="again"))
         assert [message.value for message in await browsed(bus, topic)] == [b"again00000"]
 
 
