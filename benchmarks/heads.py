@@ -67,8 +67,7 @@ async def compare(storage: Storage, calls: int, at_once: int) -> None:
             calls=calls,
             at_once=1,
         )
-        if hasattr(store, "presign_put"):
-            await measured("presign_put", lambda: store.presign_put(KEY, terms, expires_in=900), calls=calls, at_once=1)
+        await measured("presign_put", lambda: store.presign_put(KEY, terms, expires_in=900), calls=calls, at_once=1)
 
 
 async def main() -> None:

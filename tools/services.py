@@ -84,10 +84,13 @@ def _go() -> str:
 
 
 class S3:
-    """versitygw over a directory."""
+    """versitygw over a directory; ``keeps_versions`` lets its buckets be set to keep them."""
 
     name = "s3"
     program = HOME / "bin" / "versitygw"
+
+    def __init__(self, *, keeps_versions: bool = False) -> None:
+        self._keeps_versions = keeps_versions
 
     def install(self) -> None:
         if self.program.exists():
@@ -103,7 +106,12 @@ class S3:
         objects = directory / "objects"
         objects.mkdir(parents=True, exist_ok=True)
         options = ["--port", f"127.0.0.1:{port}", "--keep-alive", "--quiet"]
-        return [str(self.program), *options, "posix", str(objects)]
+        storage = ["posix"]
+        if self._keeps_versions:
+            versions = directory / "versions"
+            versions.mkdir(exist_ok=True)
+            storage += ["--versioning-dir", str(versions)]
+        return [str(self.program), *options, *storage, str(objects)]
 
     def environment(self, port: int) -> Mapping[str, str]:
         return {

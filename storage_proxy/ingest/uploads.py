@@ -6,6 +6,7 @@ and what arrives for a run that was deleted meanwhile is removed again.
 
 import asyncio
 import random
+import re
 import time
 import uuid
 from collections.abc import AsyncIterable, Awaitable, Callable
@@ -36,7 +37,7 @@ from storage_proxy.common.problems import field_errors
 from storage_proxy.common.steps import step
 from storage_proxy.common.tokens import UploadClaims
 from storage_proxy.common.values import moment
-from storage_proxy.common.wire import PreparedUpload, RunAccess, UploadOrder, UploadTarget, Via
+from storage_proxy.common.wire import RUN_ID_PATTERN, PreparedUpload, RunAccess, UploadOrder, UploadTarget, Via
 from storage_proxy.ingest import transitions
 from storage_proxy.ingest.announcing import Announcement, Announcer, Claimed, Occupied, digest_of
 from storage_proxy.ingest.metrics import IngestMetrics
@@ -49,7 +50,6 @@ from storage_proxy.state.records import BlobRecord, BlobState, Claim, Records
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import (
     BlobStat,
-    BlobStore,
     DeletesBlobs,
     PresignsUploads,
     ReceivesUploads,
@@ -58,7 +58,13 @@ from storage_proxy.stores.port import (
 
 _CLAIM_SECONDS = 60
 _CLAIM_PAUSE = 0.1
+_COMPLETE_LOOKS = 3
+_UPLOAD_ID = re.compile(rf"({RUN_ID_PATTERN.strip('^$')})~([0-9a-f]{{32}})", re.ASCII)
 _T = TypeVar("_T")
+
+
+class _AnnouncedAnew(Exception):
+    """While the blob was looked at, something else was announced of it."""
 
 
 class Uploads:
@@ -79,6 +85,9 @@ class Uploads:
         self._store = store
         self._records = records
         self._buckets = buckets
+        # Asking a runtime protocol costs a tenth of a presign.
+        self._presigning = {name: bucket for name, bucket in buckets if isinstance(bucket, PresignsUploads)}
+        self._receiving = {name: bucket for name, bucket in buckets if isinstance(bucket, ReceivesUploads)}
         self._verifier = verifier
         self._options = options
         self._metrics = metrics
@@ -95,13 +104,13 @@ class Uploads:
         cannot), `RunDeleted`, `RunBucketMismatch`, `BlobExists`, `Busy`, and as the state store does.
         """
         place = _safe_place(order)
-        bucket = self._buckets.get(order.bucket)
+        self._buckets.get(order.bucket)
         announced = Announced.by_upload(order)
         if order.size is not None and order.size > self._options.max_upload_bytes:
             raise PayloadTooLarge(errors=[{"loc": ["size"], "msg": f"is above {self._options.max_upload_bytes}"}])
         now = self._clock()
         expires_at = int(now) + order.expires_in
-        url, headers = await _target(bucket, place.key, announced, order)
+        url, headers = await self._target(place, announced, order)
         event_id = str(uuid.uuid4())
         # The record holds what was announced: an event that said it too could contradict a later announcement.
         event = blob_ref(
@@ -128,6 +137,26 @@ class Uploads:
             headers=headers,
             expires_at=moment(expires_at),
         )
+
+    async def _target(
+        self, place: Place, announced: Announced, order: UploadOrder
+    ) -> tuple[str | None, dict[str, str]]:
+        """Where to send the body, and with which headers; no URL when it goes through the proxy."""
+        presigning = self._presigning.get(place.bucket)
+        if order.via is not Via.PROXY and presigning is not None:
+            terms = UploadTerms(announced.content_type, announced.size, announced.crc32)
+            put = await presigning.presign_put(place.key, terms, expires_in=order.expires_in)
+            return put.url, dict(put.headers)
+        if order.via is Via.DIRECT:
+            raise InvalidRequest(errors=[{"loc": ["via"], "msg": "the bucket has no URLs of its own"}])
+        if place.bucket not in self._receiving:
+            raise InvalidRequest(errors=[{"loc": ["via"], "msg": "the bucket takes no uploads through this service"}])
+        headers = {}
+        if announced.content_type is not None:
+            headers["Content-Type"] = announced.content_type
+        if announced.size is not None:
+            headers["Content-Length"] = str(announced.size)
+        return None, headers
 
     async def _announce(self, announcement: Announcement) -> None:
         """Make the path pending. Raises `RunDeleted`, `RunBucketMismatch`, `BlobExists` and `Busy`."""
@@ -196,14 +225,17 @@ class Uploads:
         if claims.limited:
             raise InvalidRequest("The token carries a limit that this version does not enforce")
         place, announced = _granted(claims)
-        bucket = self._buckets.get(place.bucket)
-        if not isinstance(bucket, ReceivesUploads):
+        self._buckets.get(place.bucket)
+        bucket = self._receiving.get(place.bucket)
+        if bucket is None:
             raise InvalidRequest("The bucket takes no uploads through this service")
         if content_length > self._options.max_upload_bytes:
             raise PayloadTooLarge
+        if announced.size not in (None, content_length):
+            raise SizeMismatch
         # Of two announcements, the token's and the record's, both have to be true.
         recorded = await self._admit(place, announced, claims.exp)
-        if any(size not in (None, content_length) for size in (announced.size, recorded.size)):
+        if recorded.size not in (None, content_length):
             raise SizeMismatch
         if None not in (announced.crc32, recorded.crc32) and announced.crc32 != recorded.crc32:
             raise ChecksumMismatch
@@ -265,21 +297,28 @@ class Uploads:
         Raises `NotFound`, `RunDeleted`, `UploadIncomplete` when nothing is there, `SizeMismatch` and
         `ChecksumMismatch` when it is not what was announced, `Busy`, and as the stores do.
         """
-        place, before = await self._find(upload, access)
-        if before.state is BlobState.VERIFIED:
-            return place.run_id, place.path, before
-        seen = await self._verifier.look(place, size=before.size)
-        if seen is None:
-            raise UploadIncomplete
-        record, why = await self._record_seen(place, seen)
-        if why is not None:
-            raise why.kind
-        return place.run_id, place.path, record
+        for _ in range(_COMPLETE_LOOKS):
+            place, before = await self._find(upload, access)
+            if before.state is BlobState.VERIFIED:
+                return place.run_id, place.path, before
+            announced = Announced.by_record(before)
+            seen = await self._verifier.look(place, size=announced.size)
+            if seen is None:
+                raise UploadIncomplete
+            try:
+                record, why = await self._record_seen(place, announced, seen)
+            except _AnnouncedAnew:
+                continue
+            if why is not None:
+                raise why.kind
+            return place.run_id, place.path, record
+        raise Busy
 
     async def _find(self, upload: str, access: RunAccess) -> tuple[Place, BlobRecord]:
-        run_id, separator, digest = upload.partition("~")
-        if not separator:
+        form = _UPLOAD_ID.fullmatch(upload)
+        if form is None:
             raise _no_such_upload()
+        run_id, digest = form.groups()
 
         async def fn(transaction: Transaction) -> tuple[Place, BlobRecord]:
             tombstone = await self._records.tombstones.get(transaction, run_id)
@@ -293,7 +332,9 @@ class Uploads:
 
         return await self._store.transact(fn)
 
-    async def _record_seen(self, place: Place, seen: Seen) -> tuple[BlobRecord, Contradiction | None]:
+    async def _record_seen(
+        self, place: Place, announced: Announced, seen: Seen
+    ) -> tuple[BlobRecord, Contradiction | None]:
         async def fn(transaction: Transaction) -> tuple[BlobRecord, Contradiction | None]:
             now = self._clock()
             rows = await Rows.read(transaction, self._records, [place], now=now)
@@ -305,7 +346,8 @@ class Uploads:
                 raise _no_such_upload()
             if before.state is BlobState.VERIFIED:
                 return before, None
-            announced = Announced.by_record(before)
+            if Announced.by_record(before) != announced:  # what is worth reading depends on it
+                raise _AnnouncedAnew
             why = contradiction(announced, seen)
             if why is None:
                 blob = transitions.verified(place, before, announced, seen, order=before.order, now=now)
@@ -371,25 +413,6 @@ def _granted(claims: UploadClaims) -> tuple[Place, Announced]:
     if parse_run_key(claims.key) != (target.run_id, target.path) or unsafe_key_reason(claims.key):
         raise InvalidRequest("The token's key is not that of its run and path")
     return Place(target.bucket, target.run_id, target.path), Announced.by_upload(target)
-
-
-async def _target(
-    bucket: BlobStore, key: str, announced: Announced, order: UploadOrder
-) -> tuple[str | None, dict[str, str]]:
-    """Where to send the body, and with which headers; no URL when it goes through the proxy."""
-    if order.via is not Via.PROXY and isinstance(bucket, PresignsUploads):
-        terms = UploadTerms(announced.content_type, announced.size, announced.crc32)
-        put = await bucket.presign_put(key, terms, expires_in=order.expires_in)
-        return put.url, dict(put.headers)
-    if order.via is Via.DIRECT or not isinstance(bucket, ReceivesUploads):
-        reason = "the bucket cannot take it" if order.via is not Via.DIRECT else "the bucket has no URLs of its own"
-        raise InvalidRequest(errors=[{"loc": ["via"], "msg": reason}])
-    headers = {}
-    if announced.content_type is not None:
-        headers["Content-Type"] = announced.content_type
-    if announced.size is not None:
-        headers["Content-Length"] = str(announced.size)
-    return None, headers
 
 
 def _no_such_upload() -> NotFound:

@@ -190,10 +190,10 @@ class LocalBlobStore:
 
     async def erase(self, prefix: str) -> AsyncIterator[int]:
         """As the port says, but for uploads: a temporary file does not tell its key, and is left to time."""
-        where = locate(prefix)
-        if where is None or not where.folder:
+        within = locate(prefix + "x") if prefix.endswith("/") else None
+        if within is None:
             return
-        erasure = Erasure(self._tree, where.parts)
+        erasure = Erasure(self._tree, within.parts[:-1])
         while (removed := await self._threads.run(erasure.next_step, self._request_timeout)) is not None:
             if removed:
                 yield removed

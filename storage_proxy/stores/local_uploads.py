@@ -54,10 +54,10 @@ class Upload:
             os.fsync(fd)
             for _ in range(_ATTEMPTS):
                 with suppress(FileNotFoundError):
-                    self._link()
+                    self._link(fd)
                     break
             else:
-                raise StorageUnavailable("The upload was discarded, or its folder is being removed")
+                raise StorageUnavailable("The upload's folder is being removed")
             self._unlink_temporary()
             return os.fstat(fd)
 
@@ -93,15 +93,16 @@ class Upload:
         if fd is not None:
             os.close(fd)
 
-    def _link(self) -> None:
-        *_, name = self._parts
+    def _link(self, fd: int) -> None:
+        if os.fstat(fd).st_nlink == 0:  # before folders are made for it
+            raise StorageUnavailable("The upload was discarded")
         try:
             with (
                 self._tree.directory(TEMPORARIES) as scratch,
                 self._tree.directory(self._parts[:-1], make=True) as folder,
             ):
                 # Unlike a rename, a link never replaces.
-                os.link(self._temporary, name, src_dir_fd=scratch, dst_dir_fd=folder, follow_symlinks=False)
+                os.link(self._temporary, self._parts[-1], src_dir_fd=scratch, dst_dir_fd=folder, follow_symlinks=False)
                 self._linked = True
                 os.fsync(folder)
         except FileExistsError as error:

@@ -5,19 +5,11 @@ length are those of the question.
 """
 
 import asyncio
-import os
-import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import aioboto3
-import aiohttp
-from aiobotocore.config import AioConfig
-from botocore.httpsession import get_cert_path
-from botocore.utils import get_environ_proxies
 from isal import isal_zlib
 
 from storage_proxy.common.errors import BlobNotFound, StorageError, StorageUnavailable, UnsafeName
@@ -31,12 +23,12 @@ from storage_proxy.stores.s3_answers import (
     stat_of_listed,
 )
 from storage_proxy.stores.s3_checksums import ObjectChecksums
+from storage_proxy.stores.s3_connections import S3Options, open_connections
 from storage_proxy.stores.s3_deletion import S3Deletion
 from storage_proxy.stores.s3_errors import BadRequest, translated
 from storage_proxy.stores.s3_heads import HeadRequests
 from storage_proxy.stores.s3_reader import S3Reader
-from storage_proxy.stores.s3_signer import Signer, address_of, chain_keys, fixed_keys
-from storage_proxy.stores.s3_signing import Credentials
+from storage_proxy.stores.s3_signer import Signer
 from storage_proxy.stores.s3_uploads import S3Uploads, crc32_header
 from storage_proxy.stores.uploads import IncomingBody
 
@@ -48,32 +40,9 @@ if TYPE_CHECKING:
         ListObjectsV2RequestTypeDef,
     )
 
+__all__ = ["S3BlobStore", "S3Options", "open_s3_store"]
+
 _PAGE = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class S3Options:
-    """How to reach a bucket. ``endpoint`` None is AWS, no keys are the SDK's provider chain; times in seconds.
-
-    ``max_connections`` bounds the open connections, and with them the readers that are open at once: a call that
-    gets none raises `StorageTimeout` at its deadline. HeadObject has as many of its own, so that readers do not keep
-    it waiting. ``request_timeout`` is that deadline, ``max_attempts`` and
-    their pauses included; ``read_timeout`` is how long an answer or a body may stall.
-    """
-
-    bucket: str
-    endpoint: str | None = None
-    public_endpoint: str | None = None
-    prefix: str = ""
-    region: str = "us-east-1"
-    access_key: str | None = None
-    secret_key: str | None = field(default=None, repr=False)
-    addressing: Literal["path", "virtual", "auto"] = "auto"
-    max_connections: int = 1024
-    connect_timeout: float = 3.0
-    read_timeout: float = 20.0
-    request_timeout: float = 30.0
-    max_attempts: int = 3
 
 
 @asynccontextmanager
@@ -83,80 +52,21 @@ async def open_s3_store(options: S3Options, *, session: aioboto3.Session | None 
     A first client costs 200 ms, mostly for reading the library's model of S3; with a shared ``session`` the next one
     costs 10. The session's own keys do not matter where ``options`` have some.
     """
-    session = session or aioboto3.Session()
-    async with AsyncExitStack() as stack:
-
-        async def client(endpoint: str | None) -> "S3Client":
-            opening: AbstractAsyncContextManager[S3Client] = session.client(
-                "s3",
-                endpoint_url=endpoint,
-                region_name=options.region,
-                aws_access_key_id=options.access_key,
-                aws_secret_access_key=options.secret_key,
-                config=_config(options),
-            )
-            return await stack.enter_async_context(opening)
-
-        async def signer(client: "S3Client") -> Signer | None:
-            address = await address_of(client, options.bucket)
-            return None if address is None else Signer(address, _keys(options, session))
-
-        inside = outside = await client(options.endpoint)
-        if options.public_endpoint not in {None, options.endpoint}:
-            outside = await client(options.public_endpoint)
+    async with open_connections(options, session or aioboto3.Session()) as connections:
         store = S3BlobStore(
-            inside,
+            connections.client,
             bucket=options.bucket,
             prefix=options.prefix,
-            presign_client=outside,
-            heads=await _open_heads(await signer(inside), options, stack),
-            public_signer=await signer(outside),
+            presign_client=connections.public_client,
+            heads=connections.heads,
+            public_signer=connections.public_signer,
             request_timeout=options.request_timeout,
             stall_timeout=options.read_timeout,
         )
-        stack.push_async_callback(store.aclose)
-        yield store
-
-
-def _keys(options: S3Options, session: aioboto3.Session) -> Callable[[], Awaitable[Credentials]]:
-    if options.access_key is not None and options.secret_key is not None:
-        return partial(fixed_keys, options.access_key, options.secret_key)
-    return partial(chain_keys, session)
-
-
-async def _open_heads(signer: Signer | None, options: S3Options, stack: AsyncExitStack) -> HeadRequests | None:
-    """HeadObject's own connections, which trust and go round by the same environment as those of the SDK."""
-    if signer is None:
-        return None
-    authorities = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or get_cert_path(True)
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=options.max_connections, ssl=ssl.create_default_context(cafile=authorities), ttl_dns_cache=30
-        ),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=options.connect_timeout, sock_read=options.read_timeout),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=["accept", "user-agent"],
-        auto_decompress=False,
-    )
-    await stack.enter_async_context(session)
-    scheme = signer.origin.partition(":")[0]
-    proxy = get_environ_proxies(signer.origin).get(scheme)
-    return HeadRequests(session, signer, max_attempts=options.max_attempts, proxy=proxy)
-
-
-def _config(options: S3Options) -> AioConfig:
-    settings: dict[str, Any] = {
-        "signature_version": "s3v4",
-        "s3": {"addressing_style": options.addressing},
-        "retries": {"mode": "standard", "total_max_attempts": options.max_attempts},
-        "max_pool_connections": options.max_connections,
-        "connect_timeout": options.connect_timeout,
-        "read_timeout": options.read_timeout,
-    }
-    for checksums in ("request_checksum_calculation", "response_checksum_validation"):
-        if checksums in AioConfig.OPTION_DEFAULTS:  # botocore 1.36 and later; before it this is how it was
-            settings[checksums] = "when_required"
-    return AioConfig(**settings)
+        try:
+            yield store
+        finally:
+            await store.aclose()
 
 
 class S3BlobStore:
@@ -189,7 +99,7 @@ class S3BlobStore:
         self._stall_timeout = stall_timeout
         self._probe_timeout = min(probe_timeout, request_timeout)
         self._checksums = ObjectChecksums(client, bucket)
-        self._uploads = S3Uploads(client, bucket, self._deadline, self._found)
+        self._uploads = S3Uploads(client, bucket, self._deadline, self._guarded_head)
         self._deletion = S3Deletion(client, bucket, self._deadline, self._is_listed)
         self._bucket_seen = False
         self._closed = False
@@ -201,21 +111,25 @@ class S3BlobStore:
         async with self._deadline("HeadObject"):
             if may_be_alias(name) and not await self._is_listed(name):
                 return None
-            try:
-                head = await self._head(name)
-            except BlobNotFound:
-                if not self._bucket_seen:  # an answer to HEAD has no body to tell a missing bucket by
-                    await self._is_listed(name)
-                return None
-            except BadRequest:
-                if await self._is_listed(name):
-                    raise
-                return None
-            self._bucket_seen = True
-            return stat_of_head(key, head, await self._checksums.crc32(name, head))
+            head = await self._head_if_any(name)
+            return None if head is None else stat_of_head(key, head, await self._checksums.crc32(name, head))
+
+    async def _head_if_any(self, name: str) -> Mapping[str, str] | None:
+        """The headers of the answer to HeadObject, by names in lower case; None where there is no such object."""
+        try:
+            headers = await self._head(name)
+        except BlobNotFound:
+            if not self._bucket_seen:  # an answer to HEAD has no body to tell a missing bucket by
+                await self._is_listed(name)
+            return None
+        except BadRequest:
+            if await self._is_listed(name):
+                raise
+            return None
+        self._bucket_seen = True
+        return headers
 
     async def _head(self, name: str) -> Mapping[str, str]:
-        """The headers of the answer to HeadObject, by names in lower case."""
         with translated("HeadObject"):
             if self._heads is not None and (headers := await self._heads.head(name)) is not None:
                 return headers
@@ -350,8 +264,9 @@ class S3BlobStore:
     async def erase(self, prefix: str) -> AsyncIterator[int]:
         name = object_name(self._prefix, prefix)
         if name is not None and prefix.endswith("/"):
-            async for removed in self._deletion.erase(name):
-                yield removed
+            async with aclosing(self._deletion.erase(name)) as steps:
+                async for removed in steps:
+                    yield removed
 
     async def discard_uploads(self, prefix: str, *, older_than: float) -> int:
         return await self._deletion.discard_uploads(self._prefix + prefix, older_than)
@@ -380,12 +295,9 @@ class S3BlobStore:
             raise UnsafeName
         return name
 
-    async def _found(self, name: str) -> Mapping[str, str] | None:
+    async def _guarded_head(self, name: str) -> Mapping[str, str] | None:
         async with self._deadline("HeadObject"):
-            try:
-                return await self._head(name)
-            except BlobNotFound:
-                return None
+            return await self._head_if_any(name)
 
     async def _is_listed(self, name: str) -> bool:
         """Whether there is an object of exactly this name; a missing bucket raises."""

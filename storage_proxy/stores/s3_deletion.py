@@ -5,7 +5,7 @@ error. Listings begin again after each page of removals, so nothing has to be re
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,7 +28,7 @@ STEP = 1000
 
 # Not allowed in XML, or not kept by its readers (XML 1.0 sections 2.2 and 2.11): not to be written into DeleteObjects.
 _NOT_FOR_XML = re.compile("[\x00-\x1f\x7f\ufffe\uffff]")
-_NOT_IMPLEMENTED = frozenset({400, 405, 501})
+_NOT_THERE = frozenset({"NoSuchKey", "NoSuchVersion", "KeyTooLongError"})
 
 Deadline = Callable[[str], AbstractAsyncContextManager[None]]
 
@@ -50,7 +50,8 @@ class S3Deletion:
         """Remove objects that a caller names: one that may be taken for another only where it is listed."""
         wanted: list[ObjectIdentifierTypeDef] = []
         for name in names:
-            if may_be_alias(name):
+            # A folder is one only where it is listed: a server of files may have a folder that no object made.
+            if may_be_alias(name) or name.endswith("/"):
                 async with self._deadline("ListObjectsV2"):
                     if not await self._is_listed(name):
                         continue
@@ -58,7 +59,7 @@ class S3Deletion:
         for start in range(0, len(wanted), STEP):
             await self._delete(wanted[start : start + STEP])
 
-    async def erase(self, prefix: str) -> AsyncIterator[int]:
+    async def erase(self, prefix: str) -> AsyncGenerator[int, None]:
         """Remove all that begins with ``prefix``. Uploads first: one that is completed meanwhile is an object then."""
         previous: Any = None
         for page in (self._uploads_page, self._objects_page):
@@ -89,26 +90,21 @@ class S3Deletion:
     async def discard_uploads(self, prefix: str, older_than: float) -> int:
         """Abort the uploads that were begun before ``older_than``, in seconds since the epoch; how many."""
         discarded = 0
-        page = await self._list_uploads(prefix)
+        marker: dict[str, str] = {}
+        previous: list[MultipartUploadTypeDef] = []
         while True:
-            old = [upload for upload in page.get("Uploads", []) if upload["Initiated"].timestamp() < older_than]
-            # The next page is asked for while its marker, an upload, is there.
-            following = await self._uploads_after(page, prefix)
+            page = await self._list_uploads(prefix, **marker)
+            uploads = page.get("Uploads", [])
+            old = [upload for upload in uploads if upload["Initiated"].timestamp() < older_than]
+            if old and old == previous:
+                raise StorageError("The storage keeps what it was told to remove")
+            previous = old
             await self._abort_all(old)
             discarded += len(old)
-            if following is None:
+            if not page.get("IsTruncated"):
                 return discarded
-            page = following
-
-    async def _uploads_after(
-        self, page: "ListMultipartUploadsOutputTypeDef", prefix: str
-    ) -> "ListMultipartUploadsOutputTypeDef | None":
-        if not page.get("IsTruncated"):
-            return None
-        marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
-        if (marker["KeyMarker"], marker["UploadIdMarker"]) == (page.get("KeyMarker"), page.get("UploadIdMarker")):
-            raise StorageError("The storage's list of uploads does not end")
-        return await self._list_uploads(prefix, **marker)
+            if not old:
+                marker = {"KeyMarker": _last_whole_key(uploads)}
 
     async def _list_uploads(self, prefix: str, **marker: Any) -> "ListMultipartUploadsOutputTypeDef":
         nothing = cast("ListMultipartUploadsOutputTypeDef", {})
@@ -120,7 +116,7 @@ class S3Deletion:
                     Bucket=self._bucket, Prefix=prefix, MaxUploads=STEP, **marker
                 )
             except ClientError as error:
-                if answer_of(error)[0] not in _NOT_IMPLEMENTED:
+                if not _lacks(error):
                     raise
                 self._tells_uploads = False
                 return nothing
@@ -144,7 +140,7 @@ class S3Deletion:
             try:
                 answer = await self._client.list_object_versions(Bucket=self._bucket, Prefix=prefix, MaxKeys=STEP)
             except ClientError as error:
-                if answer_of(error)[0] not in _NOT_IMPLEMENTED:
+                if not _lacks(error):
                     raise
                 return None
         found: list[Any] = [*answer.get("Versions", []), *answer.get("DeleteMarkers", [])]
@@ -163,13 +159,30 @@ class S3Deletion:
                     Bucket=self._bucket, Delete={"Objects": listed, "Quiet": True}
                 )
             for error in answer.get("Errors", []):
-                if error.get("Code") not in {"NoSuchKey", "NoSuchVersion"}:
+                if error.get("Code") not in _NOT_THERE:
                     raise _refused(error.get("Code", ""))
         for item in objects:
             if _NOT_FOR_XML.search(item["Key"]):
                 async with self._deadline("DeleteObject"):
                     which: Any = item
                     await self._client.delete_object(Bucket=self._bucket, **which)
+
+
+def _lacks(error: ClientError) -> bool:
+    """Whether the server says that it has no such call."""
+    status, code = answer_of(error)
+    return status in {405, 501} or code == "NotImplemented"
+
+
+def _last_whole_key(uploads: "Sequence[MultipartUploadTypeDef]") -> str:
+    """The last key of a page whose uploads are all in it, or the only one.
+
+    By it the next page is asked for: versitygw refuses the marker by an upload that it gives itself.
+    """
+    keys = sorted({upload["Key"] for upload in uploads}, key=str.encode)
+    if not keys:
+        raise StorageError("The storage's list of uploads does not end")
+    return keys[-2] if len(keys) > 1 else keys[-1]
 
 
 def _refused(code: str) -> Exception:

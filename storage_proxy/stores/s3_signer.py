@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aioboto3
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import BotoCoreError, NoCredentialsError
 
 from storage_proxy.stores.s3_signing import Credentials, Scope, encoded_path, presigned_query, signed_headers
 
@@ -33,7 +33,7 @@ class Address:
 
 
 async def address_of(client: "S3Client", bucket: str) -> Address | None:
-    """Where ``client`` finds the objects of ``bucket``; None when it would sign in another way than for S3.
+    """Where ``client`` finds the objects of ``bucket``; None when it would not, or sign for another service.
 
     A request is prepared and answered on the spot, before it is signed or sent, as botocore's Stubber does it.
     """
@@ -48,6 +48,8 @@ async def address_of(client: "S3Client", bucket: str) -> Address | None:
     events.register_first(event, answer, "address")
     try:
         await client.head_object(Bucket=bucket, Key="x")
+    except BotoCoreError:  # a name that no bucket can have: each call will say so
+        return None
     finally:
         events.unregister(event, answer, "address")
     signing = prepared["signing"]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from functools import partial
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
@@ -112,7 +113,7 @@ class _Upload:
             self._described["ContentType"] = content_type
 
     async def put(self, body: bytearray) -> Mapping[str, str]:
-        return await settled(self._committed("PutObject", partial(self._put, body)), self._withdraw)
+        return await settled(self._committed("PutObject", partial(self._put, BytesIO(body))), self._withdraw)
 
     async def put_parts(self, parts: AsyncIterator[bytearray]) -> Mapping[str, str]:
         if await self._head(self._name) is not None:  # S3 itself would say so only after the last part
@@ -126,7 +127,7 @@ class _Upload:
             await finish(self._abort(upload_id))
             raise
 
-    async def _put(self, body: Any) -> None:  # the client takes a bytearray, its types do not know it
+    async def _put(self, body: BytesIO) -> None:
         await self._client.put_object(
             **self._where, **self._described, **self._condition(), Body=body, ChecksumAlgorithm="CRC32"
         )
@@ -149,7 +150,9 @@ class _Upload:
                     done.append(await sending[0])
                     sending.popleft()
                 number = len(done) + len(sending) + 1
-                sending.append(asyncio.create_task(self._send(upload_id, number, part)))
+                crc32 = crc32_header(isal_zlib.crc32(part))
+                sending.append(asyncio.create_task(self._send(upload_id, number, BytesIO(part), crc32)))
+                del part  # it was copied
             while sending:
                 done.append(await sending[0])
                 sending.popleft()
@@ -160,14 +163,13 @@ class _Upload:
             raise
         return done
 
-    async def _send(self, upload_id: str, number: int, part: Any) -> "CompletedPartTypeDef":
-        crc32 = crc32_header(isal_zlib.crc32(part))
+    async def _send(self, upload_id: str, number: int, body: BytesIO, crc32: str) -> "CompletedPartTypeDef":
         async with self._deadline("UploadPart"):
             answer = await self._client.upload_part(
                 **self._where,
                 UploadId=upload_id,
                 PartNumber=number,
-                Body=part,
+                Body=body,
                 ChecksumAlgorithm="CRC32",
                 ChecksumCRC32=crc32,
             )

@@ -138,8 +138,8 @@ async def fresh_bucket(server: S3Server) -> AsyncIterator[S3Bucket]:
 class PrivateS3:
     """A server of the test's own on a port of its own, which can be killed and started again."""
 
-    def __init__(self, directory: Path) -> None:
-        self._run = services.Run(services.S3(), directory)
+    def __init__(self, directory: Path, *, keeps_versions: bool = False) -> None:
+        self._run = services.Run(services.S3(keeps_versions=keeps_versions), directory)
         self._port = services.free_port()
         self.server = S3Server(f"http://127.0.0.1:{self._port}", services.S3_ACCESS_KEY, services.S3_SECRET_KEY)
 
