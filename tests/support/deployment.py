@@ -77,6 +77,7 @@ async def deployed(
     topic, group = unique_topic("ingest"), f"group-{name}"
     bus = [
         'kind = "kafka"',
+        "session_timeout_seconds = 6",
         f'bootstrap_servers = "{backing.kafka.broker.bootstrap_servers}"',
         f'ingest_topic = "{topic}"',
         f'control_topic = "{unique_topic("control")}"',

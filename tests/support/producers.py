@@ -80,6 +80,7 @@ class Producer:
             try:
                 async with self._http.request(method, url, json=body, headers=_HEADERS) as answer:
                     answered = answer.status, await answer.json()
+                    assert answer.status != 500, f"{method} {path}: {answered}"
                     if answer.status < 500 or attempt == attempts:
                         return answered
             except (aiohttp.ClientError, TimeoutError) as error:
@@ -89,6 +90,11 @@ class Producer:
             assert time.monotonic() < give_up, f"{method} {path}: {answered}"
             self.ledger.retries += 1
             await asyncio.sleep(0.2)
+
+    async def prepare_once(self, run_id: str, path: str, body: bytes) -> tuple[int, Any]:
+        """Prepare an upload, and do not try again."""
+        order = {"run_id": run_id, "path": path, "bucket": "media", "size": len(body), "expires_in": _lifetime()}
+        return await self.api("POST", "/v1/uploads", order, attempts=1)
 
     async def upload(self, run_id: str, path: str, body: bytes, *, via: str | None = None, wait: float = 0.0) -> bool:
         """Prepare an upload and put the body after ``wait`` seconds, until it is there; False when the run is gone."""
@@ -124,6 +130,11 @@ class Producer:
         await self.store(run_id, path, body)
         for _ in range(copies - bool(announced_first)):
             await self.publish(run_id, message)
+        self._promise(run_id, path, body)
+
+    async def announce(self, run_id: str, path: str, body: bytes) -> None:
+        """Announce a blob that is stored."""
+        await self.publish(run_id, reference(run_id, path, size=len(body), crc32=f"{zlib.crc32(body):08x}"))
         self._promise(run_id, path, body)
 
     async def store(self, run_id: str, path: str, body: bytes) -> None:

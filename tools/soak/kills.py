@@ -1,14 +1,16 @@
 """Workers, relay and proxy are killed again and again while producers upload, announce and delete.
 
-The law of a round: one of each kind dies, at a labelled step or at a random moment, and comes back armed for the next.
+The law of a round: one of each kind dies, at a labelled step or at a random moment, and comes back armed with the next.
 """
 
 import asyncio
+import itertools
 import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,36 +29,64 @@ MID_REBALANCE = "while the other joins"
 
 _SEED = 12
 _DEATH_SECONDS = 60.0
-
-
-@dataclass
-class _Victim:
-    """A program, and where it is to die in this round."""
-
-    program: Program
-    plan: str = RANDOM
-
-    @property
-    def is_armed(self) -> bool:
-        return self.plan not in (RANDOM, MID_REBALANCE)
-
-    async def come_back(self, plan: str, count: int) -> None:
-        self.plan = plan
-        await self.program.spawn(**({VARIABLE: f"{plan}:{count}"} if self.is_armed else {}))
+_MORE_SECONDS = 6.0
 
 
 @dataclass
 class _Deaths:
-    """How programs have ended."""
+    """How programs have ended, by the plan of their life."""
 
     by_plan: Counter[str] = field(default_factory=Counter)
     missed: Counter[str] = field(default_factory=Counter)
     otherwise: list[str] = field(default_factory=list)
 
-    def count(self, victim: _Victim, code: int) -> None:
-        self.by_plan[victim.plan] += 1
-        if code != -signal.SIGKILL:
-            self.otherwise.append(f"{' '.join(victim.program.command)} exits {code}")
+
+class _Victim:
+    """A program under a supervisor: whenever it dies it comes back, armed as the next of ``plans`` says."""
+
+    def __init__(self, program: Program, plans: Sequence[str], deaths: _Deaths, rng: random.Random) -> None:
+        self.program = program
+        self.plan = RANDOM
+        self.count = 0
+        self._plans = itertools.cycle(plans)
+        self._deaths = deaths
+        self._rng = rng
+        self._died = asyncio.Event()
+        self.is_spared = False
+
+    @property
+    def is_armed(self) -> bool:
+        return self.plan not in (RANDOM, MID_REBALANCE)
+
+    async def supervise(self) -> None:
+        """Until cancelled."""
+        while True:
+            code = await self._ended()
+            self._deaths.by_plan[self.plan] += 1
+            if code != -signal.SIGKILL:
+                self._deaths.otherwise.append(f"{' '.join(self.program.command)} exits {code}")
+            self.plan = RANDOM if self.is_spared else next(self._plans)
+            await self.program.spawn(**({VARIABLE: f"{self.plan}:{self._rng.randint(1, 2)}"} if self.is_armed else {}))
+            self.count += 1
+            self._died.set()
+            self._died = asyncio.Event()
+
+    def kill(self) -> None:
+        if self.program.is_running:
+            self.program.send(signal.SIGKILL)
+
+    async def dies(self, seconds: float) -> bool:
+        """Wait until it has died and come back; False when that takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._died.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _ended(self) -> int:
+        assert self.program.process is not None
+        return await self.program.process.wait()
 
 
 async def kills(backing: Backing, scale: Scale, record: Record, directory: Path) -> None:
@@ -71,9 +101,9 @@ async def kills(backing: Backing, scale: Scale, record: Record, directory: Path)
     )
     async with deployed(backing, directory) as deployment, producing(deployment, rng) as producer:
         chaos = _Rounds(deployment, producer, rng)
-        for index in range(rounds):
-            await chaos.round(index)
-        await chaos.end()
+        async with chaos.supervised():
+            for index in range(rounds):
+                await chaos.round(index)
         deaths = chaos.deaths
         for plan, count in sorted(deaths.by_plan.items()):
             missed = f", not reached {deaths.missed[plan]} times" if deaths.missed[plan] else ""
@@ -94,79 +124,64 @@ class _Rounds:
     def __init__(self, deployment: Deployment, producer: Producer, rng: random.Random) -> None:
         self._producer = producer
         self._rng = rng
-        self._ingest = [_Victim(each) for each in deployment.ingest]
-        self._control = _Victim(deployment.control)
-        self._proxy = _Victim(deployment.service.proxies[0])
-        self._loads = 0
         self.deaths = _Deaths()
 
-    async def round(self, index: int) -> None:
-        """Let one of each kind die under load, and come back armed for the next round."""
-        target = self._ingest[index % 2]
-        victims = [target, self._control, self._proxy]
-        load = asyncio.create_task(self._load(index))
+        def victim(program: Program, *plans: str) -> _Victim:
+            return _Victim(program, plans, self.deaths, rng)
+
+        # The two ingest workers begin at different plans, so that few rounds come to all of them.
+        self._ingest = [
+            victim(deployment.ingest[0], *INGEST_STEPS, MID_REBALANCE),
+            victim(deployment.ingest[1], *INGEST_STEPS[1:], RANDOM, INGEST_STEPS[0]),
+        ]
+        self._control = victim(deployment.control, *CONTROL_STEPS, RANDOM)
+        self._proxy = victim(deployment.service.proxies[0], *PROXY_STEPS, RANDOM)
+        self._loads = 0
+
+    @asynccontextmanager
+    async def supervised(self) -> AsyncIterator[None]:
+        """Whoever dies comes back while entered; at the end all live, and nobody is armed any more."""
+        victims = [*self._ingest, self._control, self._proxy]
+        supervisors = [asyncio.create_task(victim.supervise()) for victim in victims]
         try:
-            await asyncio.gather(*(self._die(victim) for victim in victims))
-            following = self._ingest[(index + 1) % 2]
-            await self._control.come_back(self._next(CONTROL_STEPS, index), self._rng.randint(1, 2))
-            await self._proxy.come_back(self._next((*PROXY_STEPS, RANDOM), index), self._rng.randint(1, 2))
-            await target.come_back(RANDOM, 0)
-            await self._arm(following, self._next((*INGEST_STEPS, MID_REBALANCE), index))
-            await load
+            yield
+            for victim in victims:
+                victim.is_spared = True
+                if victim.is_armed:
+                    victim.kill()
+                    await victim.dies(10)
+            for victim in victims:
+                async with asyncio.timeout(60):
+                    while not await victim.program.ready():  # noqa: ASYNC110 it does not tell that it is
+                        await asyncio.sleep(0.1)
         finally:
-            load.cancel()
-            await asyncio.gather(load, return_exceptions=True)
+            for supervisor in supervisors:
+                supervisor.cancel()
+            await asyncio.gather(*supervisors, return_exceptions=True)
 
-    async def end(self) -> None:
-        """All run, and nobody is armed any more."""
-        for victim in [*self._ingest, self._control, self._proxy]:
-            if victim.is_armed:
-                await _kill(victim.program)
-                await victim.come_back(RANDOM, 0)
-            async with asyncio.timeout(60):
-                while not await victim.program.ready():
-                    await asyncio.sleep(0.1)
+    async def round(self, index: int) -> None:
+        """Let one of each kind die under load."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._load(index))
+            for victim in (self._ingest[index % 2], self._control, self._proxy):
+                tasks.create_task(self._die(victim, index, tasks))
 
-    def _next(self, plans: Sequence[str], index: int) -> str:
-        """Each of ``plans`` in turn, and every fifth time at random."""
-        return RANDOM if index % 5 == 4 else plans[index % 5 % len(plans)]
-
-    async def _arm(self, victim: _Victim, plan: str) -> None:
-        """The other ingest worker was spared in this round; to be armed it is begun anew: a member comes and goes."""
-        if plan == MID_REBALANCE:
-            victim.plan = plan
-            return
-        if plan != RANDOM:
-            await victim.program.stop(signal.SIGTERM)
-            await victim.come_back(plan, self._rng.randint(1, 2))
-
-    async def _die(self, victim: _Victim) -> None:
+    async def _die(self, victim: _Victim, index: int, tasks: asyncio.TaskGroup) -> None:
+        before = victim.count
         if victim.plan == MID_REBALANCE:
             other = next(each for each in self._ingest if each is not victim)
-            await _kill(other.program)
-            await other.come_back(RANDOM, 0)
-            await asyncio.sleep(self._rng.uniform(0.5, 2.5))
-        elif victim.is_armed:
-            await self._until_it_dies(victim)
-        else:
+            other.kill()
+            await asyncio.sleep(self._rng.uniform(0.5, 3))
+            victim.kill()
+        elif not victim.is_armed:
             await asyncio.sleep(self._rng.uniform(0, 3))
-        self.deaths.count(victim, await _kill(victim.program))
-
-    async def _until_it_dies(self, victim: _Victim) -> None:
-        """It dies at its step; until it comes there, there is more to do."""
-        process = victim.program.process
-        assert process is not None
+            victim.kill()
         give_up = time.monotonic() + _DEATH_SECONDS
-        while time.monotonic() < give_up:
-            try:
-                async with asyncio.timeout(5):
-                    await process.wait()
-            except TimeoutError:
-                await self._load(-1)
-            else:
-                return
-        self.deaths.missed[victim.plan] += 1
-        victim.plan = RANDOM
+        while victim.count == before and not await victim.dies(_MORE_SECONDS):
+            if time.monotonic() > give_up:
+                self.deaths.missed[victim.plan] += 1
+                victim.kill()
+            tasks.create_task(self._load(-1))  # until it comes to its step there is more to do
 
     async def _load(self, index: int) -> None:
         """What producers do in a round."""
@@ -198,8 +213,3 @@ class _Rounds:
             await producer.delete(run_id)
 
         await asyncio.gather(*during, end())
-
-
-async def _kill(program: Program) -> int:
-    """By SIGKILL, unless it is dead; its exit code."""
-    return await program.stop(signal.SIGKILL)
