@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from storage_proxy.common.errors import RunNotFound
 from storage_proxy.common.events import run_key
@@ -81,11 +81,13 @@ class EndOfBlobs(RuleBasedStateMachine):
         self.deleted.add(run_id)
         self.recorded = {each for each in self.recorded if each[0] != run_id}
 
-    @rule(run_id=runs, force=st.booleans())
-    def a_tombstone_is_cleared(self, run_id: str, force: bool) -> None:
+    @precondition(lambda self: self.deleted)
+    @rule(chosen=st.integers(0, 2), force=st.booleans())
+    def a_tombstone_is_cleared(self, chosen: int, force: bool) -> None:
+        run_id = sorted(self.deleted)[chosen % len(self.deleted)]
         try:
-            if self.runner.run(self.house.runs.clear_tombstone(run_id, force=force)):
-                self.deleted.remove(run_id)
+            assert self.runner.run(self.house.runs.clear_tombstone(run_id, force=force))
+            self.deleted.remove(run_id)
         except RunStillDeleting:
             assert not force
 
