@@ -1,12 +1,16 @@
 """Fixtures that every part of the house may use."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.support.deployment import Backing, backing_services
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.kafka import KafkaBroker, PrivateKafka, kafka_broker
 from tests.support.s3 import PrivateS3, S3Bucket, S3Server, fresh_bucket, s3_server
@@ -66,3 +70,15 @@ async def private_kafka(tmp_path: Path) -> AsyncIterator[PrivateKafka]:
         yield broker
     finally:
         await broker.kill()
+
+
+@pytest.fixture(scope="session")
+def backing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backing]:
+    """A Kafka and an S3 server that tests may stop, and leave running: they are started once for all."""
+    with ThreadPoolExecutor(1) as thread:  # with a loop of its own, which the tests' loops know nothing of
+        stack = AsyncExitStack()
+        services = backing_services(tmp_path_factory.mktemp("backing"))
+        try:
+            yield thread.submit(asyncio.run, stack.enter_async_context(services)).result()
+        finally:
+            thread.submit(asyncio.run, stack.aclose()).result()

@@ -2,14 +2,17 @@
 
 The law: outside of such a test a step does nothing. The variable ``STORAGE_PROXY_TEST_KILL_AT`` names the step, and
 how often it is passed before: ``outbox-published:3`` ends the process, as by SIGKILL, when it is passed the third time.
+``STORAGE_PROXY_TEST_STOP_AT`` is the same, and stops it, as by SIGSTOP, until somebody lets it go on.
 """
 
 import os
 import signal
 
 VARIABLE = "STORAGE_PROXY_TEST_KILL_AT"
+STOP_VARIABLE = "STORAGE_PROXY_TEST_STOP_AT"
 
-_name, _, _count = os.environ.get(VARIABLE, "").partition(":")
+_is_to_stop = STOP_VARIABLE in os.environ
+_name, _, _count = os.environ.get(STOP_VARIABLE if _is_to_stop else VARIABLE, "").partition(":")
 _left = int(_count or 1)
 
 
@@ -19,4 +22,4 @@ def step(name: str) -> None:
     if name == _name:
         _left -= 1
         if not _left:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSTOP if _is_to_stop else signal.SIGKILL)

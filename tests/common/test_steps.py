@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from storage_proxy.common.steps import VARIABLE
+from storage_proxy.common.steps import STOP_VARIABLE, VARIABLE
 
 PROGRAM = """
 from storage_proxy.common.steps import step
@@ -33,3 +33,16 @@ def test_the_process_ends_at_its_step(value: str, passed: int) -> None:
 @pytest.mark.parametrize("value", [None, "three", "one:3"])
 def test_a_step_that_is_not_named_does_nothing(value: str | None) -> None:
     assert run(value).returncode == 0
+
+
+def test_a_process_that_is_stopped_at_its_step_goes_on_when_it_is_let() -> None:
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(
+        command, env={**os.environ, STOP_VARIABLE: "two"}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        process.send_signal(signal.SIGCONT)
+        printed, _ = process.communicate()
+    assert process.returncode == 0
+    assert len(printed.splitlines()) == 4

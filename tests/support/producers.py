@@ -10,7 +10,7 @@ import time
 import uuid
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,7 @@ class Producer:
             assert time.monotonic() < give_up, f"{run_id}/{path}: PUT is answered {outcome}"
             self.ledger.retries += 1
             await asyncio.sleep(0.2)
-        self._promise(run_id, path, body)
+        self.promise(run_id, path, body)
         return True
 
     async def external(
@@ -130,12 +130,12 @@ class Producer:
         await self.store(run_id, path, body)
         for _ in range(copies - bool(announced_first)):
             await self.publish(run_id, message)
-        self._promise(run_id, path, body)
+        self.promise(run_id, path, body)
 
     async def announce(self, run_id: str, path: str, body: bytes) -> None:
         """Announce a blob that is stored."""
         await self.publish(run_id, reference(run_id, path, size=len(body), crc32=f"{zlib.crc32(body):08x}"))
-        self._promise(run_id, path, body)
+        self.promise(run_id, path, body)
 
     async def store(self, run_id: str, path: str, body: bytes) -> None:
         """Put an object, unannounced, until it is there."""
@@ -150,9 +150,10 @@ class Producer:
             else:
                 return
 
-    async def poison(self, run_id: str) -> None:
-        """Publish a message that can never succeed."""
-        path, kind = f"poison/{uuid.uuid4().hex}", self._rng.randrange(5)
+    async def poison(self, run_id: str, kinds: Sequence[int] = range(5)) -> None:
+        """Publish a message that can never succeed: no JSON, another run's key, an unknown schema, a contradicting
+        size, a contradicting CRC-32."""
+        path, kind = f"poison/{uuid.uuid4().hex}", self._rng.choice(kinds)
         if kind == 0:
             value = f'{{"schema": 1, "never closed": "{path}'
         elif kind == 1:
@@ -205,7 +206,8 @@ class Producer:
     def body(self, largest: int = 20_000) -> bytes:
         return self._rng.randbytes(self._rng.randrange(1, largest))
 
-    def _promise(self, run_id: str, path: str, body: bytes) -> None:
+    def promise(self, run_id: str, path: str, body: bytes) -> None:
+        """The blob is there, and was announced."""
         self.ledger.verified[run_id][path] = (len(body), f"{zlib.crc32(body):08x}")
 
     async def _put(self, url: str, headers: Mapping[str, str], body: bytes) -> int:

@@ -170,8 +170,11 @@ async def service(
     proxies: int = 1,
     workers: Sequence[str] = (),
     more: str = "",
+    serving: str = "serve",
 ) -> AsyncIterator[Service]:
     """The programs over ``buckets``, with a worker for each role in ``workers``.
+
+    ``serving`` is the command of the proxies: ``all`` makes workers of them, too.
 
     ``more`` is TOML for the proxies and workers; without tables of its own their state and bus are embedded.
     """
@@ -191,7 +194,7 @@ async def service(
             f'[client]\nlisten = "127.0.0.1:{client}"\n[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
             f'[operations]\nlisten = "127.0.0.1:{operations}"\n{common}\n'
         )
-        made.append(Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log"))
+        made.append(Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log", (serving,)))
     working = []
     for index, role in enumerate(workers):
         port = ports[3 * proxies + index]

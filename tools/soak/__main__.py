@@ -19,16 +19,34 @@ import pytest
 from tests.support.programs import ROOT
 from tools.soak.disconnects import clients_that_disconnect
 from tools.soak.evidence import document
+from tools.soak.faults import Fault, on_own_services
+from tools.soak.kills import kills
 from tools.soak.large_archives import archives_of_huge_entries, archives_of_many_entries
+from tools.soak.orphans import orphans
 from tools.soak.outages import downloads_fail_visibly, downloads_survive_restarts
 from tools.soak.properties import any_request, any_slice_and_any_body
 from tools.soak.record import Record, Scale
+from tools.soak.references import references
 from tools.soak.resumes import resumes_after_cuts
+from tools.soak.stops import kafka_stopped, s3_stopped, worker_comes_and_goes
+from tools.soak.uploads import cut_uploads, deleted_while_downloaded, wrong_uploads
 
 EVIDENCE = ROOT / "docs" / "evidence"
 
 Case = Callable[[Scale, Record, Path], Coroutine[Any, Any, None]]
 """Does its work at a scale, in an empty directory of its own, and records what it sees."""
+
+FAULTS: Mapping[str, Fault] = {
+    "kills": kills,
+    "references": references,
+    "kafka-stopped": kafka_stopped,
+    "s3-stopped": s3_stopped,
+    "worker-comes-and-goes": worker_comes_and_goes,
+    "wrong-uploads": wrong_uploads,
+    "cut-uploads": cut_uploads,
+    "deleted-while-downloaded": deleted_while_downloaded,
+    "orphans": orphans,
+}
 
 CASES: Mapping[str, Case] = {
     "huge-entries": archives_of_huge_entries,
@@ -39,6 +57,7 @@ CASES: Mapping[str, Case] = {
     "any-slice": any_slice_and_any_body,
     "any-request": any_request,
     "disconnects": clients_that_disconnect,
+    **{name: on_own_services(fault) for name, fault in FAULTS.items()},
 }
 
 
