@@ -191,16 +191,16 @@ class Table(Generic[_Record]):
 
     async def get(self, transaction: Transaction, *key: Element, snapshot: bool = False) -> _Record | None:
         """The row of ``key``, None where there is none."""
-        return self.value(await transaction.get(self._subspace.pack(*key), snapshot=snapshot))
+        return self.found(await transaction.get(self._subspace.pack(*key), snapshot=snapshot))
 
     async def get_many(
         self, transaction: Transaction, keys: Sequence[tuple[Element, ...]]
     ) -> "Sequence[_Record | None]":
         """The rows of ``keys``, in one question."""
         values = await transaction.get_many([self._subspace.pack(*key) for key in keys])
-        return [self.value(value) for value in values]
+        return [self.found(value) for value in values]
 
-    def value(self, value: bytes | None) -> "_Record | None":
+    def found(self, value: bytes | None) -> "_Record | None":
         """The row of a value that the transaction gave, None where there is none."""
         return None if value is None else self._codec.decode(value)
 
