@@ -28,6 +28,7 @@ def _fernet_key(secret: SecretStr) -> SecretStr:
 
 
 FernetKey = Annotated[SecretStr, AfterValidator(_fernet_key)]
+TopicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -123,21 +124,47 @@ class FdbStateSettings(Section):
 
 
 class EmbeddedBusSettings(Section):
-    """Checked, and not used by this version."""
+    """A durable log in one SQLite file, for the processes of one machine. Times are in seconds."""
 
     kind: Literal["embedded"] = "embedded"
     path: Path = Path("var/bus.db")
-    ingest_topic: str = "blob-ingest"
-    control_topic: str = "blob-control"
+    ingest_topic: TopicName = "blob-ingest"
+    control_topic: TopicName = "blob-control"
+    partitions: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Of topics that are made from now on; those that exist keep theirs."""
+    lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0
+    retention_seconds: Annotated[int, Field(ge=1)] | None = 604_800
+    max_event_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
 
 
 class KafkaBusSettings(Section):
-    """Checked, and not used by this version."""
+    """A Kafka cluster. Times are in seconds."""
 
     kind: Literal["kafka"]
     bootstrap_servers: Annotated[str, Field(min_length=1)]
-    ingest_topic: str = "blob-ingest"
-    control_topic: str = "blob-control"
+    ingest_topic: TopicName = "blob-ingest"
+    control_topic: TopicName = "blob-control"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    session_timeout_seconds: Annotated[float, Field(ge=6, le=1800)] = 10.0
+    """Kafka's own bounds (group.min.session.timeout.ms, group.max.session.timeout.ms)."""
+    request_timeout_seconds: Seconds = 10.0
+    topic_partitions: Annotated[int, Field(ge=1, le=1024)] = 8
+    topic_replication: Annotated[int, Field(ge=1, le=32)] | None = None
+    max_event_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
+
+    @model_validator(mode="after")
+    def _sasl_has_credentials(self) -> Self:
+        if self.security_protocol.startswith("SASL") and (self.sasl_username is None or self.sasl_password is None):
+            raise ValueError("security_protocol SASL_* needs sasl_username and sasl_password")
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile")
+        return self
 
 
 class BlobUriSettings(Section):

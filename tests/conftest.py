@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.kafka import KafkaBroker, PrivateKafka, kafka_broker
 from tests.support.s3 import PrivateS3, S3Bucket, S3Server, fresh_bucket, s3_server
 
 # A busy machine is not a failure: property tests prove offsets, not speed. Every check tries the same examples; a
@@ -47,3 +48,21 @@ async def faulty(s3: S3Server) -> AsyncIterator[FaultyProxy]:
     """The shared server behind a proxy that misbehaves on request."""
     async with FaultyProxy(s3.address).running() as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaBroker]:
+    """A real Kafka broker, shared; skips, or fails where REQUIRE_SERVICES says so, when there is none."""
+    with kafka_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def private_kafka(tmp_path: Path) -> AsyncIterator[PrivateKafka]:
+    """A broker that the test may kill, pause and start again."""
+    broker = PrivateKafka(tmp_path / "private-kafka")
+    await broker.start()
+    try:
+        yield broker
+    finally:
+        await broker.kill()

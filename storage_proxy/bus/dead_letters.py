@@ -4,10 +4,13 @@ The law: a dead letter's value and key are unchanged, and it remembers where it 
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-from storage_proxy.bus.port import Batch, Event, EventBus, Message, TopicPosition
+from storage_proxy.bus.port import Batch, Event, EventBus, EventTooLarge, Message, TopicPosition
+
+_log = logging.getLogger(__name__)
 
 REASON_HEADER = "dlq-reason"
 TOPIC_HEADER = "dlq-topic"
@@ -21,6 +24,10 @@ _LOOK_SECONDS = 1.0
 
 def dead_letter_topic(topic: str) -> str:
     return f"{topic}{_SUFFIX}"
+
+
+def is_dead_letter_topic(topic: str) -> bool:
+    return topic.endswith(_SUFFIX)
 
 
 def replay_group(topic: str) -> str:
@@ -87,8 +94,9 @@ async def replay(
 ) -> int:
     """Publish pending dead letters to ``topic`` again, then commit that; how many. A crash in between only repeats.
 
-    At most ``limit`` of them, and of those that were there when it began. Letters that ``only`` refuses stay pending:
-    they go to the end of the dead letters. Two replays at once share the letters. Raises `BusUnavailable`.
+    At most ``limit`` of them, and of those that were there when it began. Letters that ``only`` refuses, and those that
+    have become too large for ``topic``, stay pending: they go to the end of the dead letters. Two replays at once share
+    the letters. Raises `BusUnavailable`; what was published before that is committed.
     """
     last: dict[int, int] = {}
     async for batch in pending_letters(bus, topic):
@@ -101,6 +109,8 @@ async def replay(
         while not await work.finished(_LOOK_SECONDS):
             # Another replay may have done the rest; and if the bus is away, this says so.
             work.note(await bus.positions(dead_letter_topic(topic), replay_group(topic)))
+    if work.failure is not None:
+        raise work.failure
     return work.count
 
 
@@ -118,37 +128,54 @@ class _Replay:
         self._bus = bus
         self._topic = topic
         self._last = last
-        self._left = limit
+        self._limit = limit
         self._only = only
         self._waiting = set(last)
         self._finished = asyncio.Event()
+        self._under_way = 0
         self.count = 0
+        self.failure: Exception | None = None
 
     async def handle(self, batch: Batch) -> int:
+        last = self._last.get(batch.partition, -1)
+        self._under_way += 1
         done = 0
-        for letter in batch.messages:
-            if self.is_finished() or letter.offset > self._last.get(letter.partition, -1):
-                self._waiting.discard(batch.partition)
-                break
-            await self._publish(letter)
-            done += 1
-        if done and batch.messages[done - 1].offset >= self._last.get(batch.partition, -1):
-            self._waiting.discard(batch.partition)
+        try:
+            for letter in batch.messages:
+                if self._has_enough() or letter.offset > last:
+                    break
+                await self._publish(letter)
+                done += 1
+                if letter.offset == last:
+                    self._waiting.discard(batch.partition)
+        except Exception as error:  # noqa: BLE001 raised by `replay`: whoever replays decides on another try
+            self.failure = error
+        finally:
+            self._under_way -= 1
         if self.is_finished():
             self._finished.set()
         return done
 
     async def _publish(self, letter: Message) -> None:
-        if self._only is not None and not self._only(letter):
-            await self._bus.publish(dead_letter_topic(self._topic), [replayed(letter)])
-            return
-        if self._left is not None:
-            self._left -= 1  # before publishing: partitions are replayed side by side
-        await self._bus.publish(self._topic, [replayed(letter)])
-        self.count += 1
+        if self._only is None or self._only(letter):
+            self.count += 1  # before it is there: partitions are replayed side by side
+            try:
+                await self._bus.publish(self._topic, [replayed(letter)])
+            except EventTooLarge as error:
+                self.count -= 1
+                _log.warning("a dead letter of %s is too large for it now: %s", self._topic, error.detail)
+            except BaseException:
+                self.count -= 1
+                raise
+            else:
+                return
+        await self._bus.publish(dead_letter_topic(self._topic), [replayed(letter)])
+
+    def _has_enough(self) -> bool:
+        return self.failure is not None or (self._limit is not None and self.count >= self._limit)
 
     def is_finished(self) -> bool:
-        return not self._waiting or (self._left is not None and self._left <= 0)
+        return not self._under_way and (not self._waiting or self._has_enough())
 
     async def finished(self, seconds: float) -> bool:
         """Whether it is, after ``seconds`` at most."""

@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 _APPLICATION_ID = 0x53504256  # "SPBV"
 _LAYOUT = 1
 
-_SCHEMA = (
+SCHEMA = (
     "CREATE TABLE topics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, partitions INTEGER NOT NULL)",
     # `next` is the offset of the next message: it outlives the messages themselves.
     """CREATE TABLE ends (topic INTEGER, partition INTEGER, next INTEGER NOT NULL, PRIMARY KEY (topic, partition))
@@ -102,7 +102,7 @@ class BusFile:
         with committed(raw):
             (tables,) = raw.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not tables:  # another process may have been first
-                for statement in _SCHEMA:
+                for statement in SCHEMA:
                     raw.execute(statement)
 
 

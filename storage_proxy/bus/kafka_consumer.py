@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, KafkaError
 from aiokafka.structs import ConsumerRecord
 
-from storage_proxy.bus.kafka_closing import Closing
+from storage_proxy.bus.kafka_background import Background
 from storage_proxy.bus.kafka_errors import translated
 from storage_proxy.bus.kafka_options import KafkaOptions, member_options
 from storage_proxy.bus.kafka_topics import KafkaTopics
@@ -95,11 +95,13 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
 class KafkaMember:
     """Consumes while it is `running`."""
 
-    def __init__(self, options: KafkaOptions, consumption: Consumption, topics: KafkaTopics, closing: Closing) -> None:
+    def __init__(
+        self, options: KafkaOptions, consumption: Consumption, topics: KafkaTopics, background: Background
+    ) -> None:
         self._options = options
         self._consumption = consumption
         self._topics = topics
-        self._closing = closing
+        self._background = background
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -121,6 +123,7 @@ class KafkaMember:
                 _log.warning("%s joins again: %s", self._consumption.group, error.detail)
             except Exception:  # noqa: BLE001 logged, and tried again for ever
                 _log.exception("%s joins again", self._consumption.group)
+            self._topics.forget(self._consumption.topic)
             if asyncio.get_running_loop().time() - began > self._consumption.pauses.longest:
                 pauses.reset()  # it had worked meanwhile
             await pauses.wait()
@@ -130,18 +133,12 @@ class KafkaMember:
         topic, group = self._consumption.topic, self._consumption.group
         consumer = AIOKafkaConsumer(**member_options(self._options, group))
         rebalances = _Rebalances(PartitionTasks(self._consumption, _Feed(consumer, topic)))
-        consumer.subscribe([topic], listener=rebalances)
-        try:
-            # A join lasts as long as the slowest member needs to notice, or to die.
-            async with translated(
-                f"joining {group}", seconds=2 * self._options.session_timeout + self._options.request_timeout
-            ):
-                await consumer.start()
-            async with translated(f"consuming {topic}"):
+        async with translated(f"consuming {topic}"), self._background.running(consumer):
+            try:
+                consumer.subscribe([topic], listener=rebalances)  # it joins behind this
                 await self._watch(consumer)
-        finally:
-            await rebalances.leave()
-            await self._closing.now(consumer.stop())
+            finally:
+                await rebalances.leave()
 
     async def _watch(self, consumer: AIOKafkaConsumer) -> None:
         """Ask for messages of a partition that does not exist, for ever: that brings no message and every error, and

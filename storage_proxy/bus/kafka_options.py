@@ -9,6 +9,9 @@ from typing import Any, Literal
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
+# A dead letter is as large as the message was, and some headers. Kafka takes requests of 100 MiB by default.
+MAX_MESSAGE_BYTES = 2**26
+
 # An idle partition's messages wait for the fetch that is under way for the others: so long at most.
 _FETCH_MILLISECONDS = 100
 
@@ -66,7 +69,7 @@ def producer_options(options: KafkaOptions) -> Mapping[str, Any]:
         **client_options(options),
         "enable_idempotence": True,
         "acks": "all",
-        "max_request_size": options.max_event_bytes,
+        "max_request_size": MAX_MESSAGE_BYTES,
         "max_batch_size": 2**17,
     }
 
@@ -78,7 +81,8 @@ def member_options(options: KafkaOptions, group: str) -> Mapping[str, Any]:
         # A join waits for the members that have to come, up to the session's timeout.
         "request_timeout_ms": int((options.request_timeout + options.session_timeout) * 1000),
         "session_timeout_ms": session,
-        "heartbeat_interval_ms": min(3000, session // 3),
+        # A rebalance waits for the heartbeat by which each member learns of it.
+        "heartbeat_interval_ms": min(3000, session // 10),
     }
 
 

@@ -9,20 +9,21 @@ from collections.abc import Sequence
 
 from aiokafka import AIOKafkaProducer
 
-from storage_proxy.bus.kafka_closing import Closing
+from storage_proxy.bus.kafka_background import Background
 from storage_proxy.bus.kafka_errors import translated
 from storage_proxy.bus.kafka_options import KafkaOptions, producer_options
 from storage_proxy.bus.port import Event
+from storage_proxy.bus.sizes import key_bytes
 from storage_proxy.common.errors import BusUnavailable
 
 
 class KafkaProducer:
     """Sends events; started by the first of them."""
 
-    def __init__(self, options: KafkaOptions, closing: Closing) -> None:
+    def __init__(self, options: KafkaOptions, background: Background) -> None:
         self._options = options
-        self._closing = closing
-        self._starting = asyncio.Lock()
+        self._background = background
+        self._starting: asyncio.Task[None] | None = None
         self._current: AIOKafkaProducer | None = None
         self._closed = False
 
@@ -42,40 +43,54 @@ class KafkaProducer:
 
     async def probe(self) -> None:
         """Return if a broker answers."""
-        async with translated("asking for metadata", seconds=self._options.request_timeout):
-            answered = await (await self._started()).client.force_metadata_update()
-        if not answered:
-            raise BusUnavailable("No Kafka broker answers")
+        producer: AIOKafkaProducer | None = None
+        try:
+            async with translated("asking for metadata", seconds=self._options.request_timeout):
+                producer = await self._started()
+                if not await producer.client.force_metadata_update():
+                    raise BusUnavailable("No Kafka broker answers")
+        except BusUnavailable:
+            self._give_up(producer)
+            raise
 
     async def aclose(self) -> None:
         self._closed = True
         current, self._current = self._current, None
         if current is not None:
-            await self._closing.now(current.stop())
+            await self._background.closed(_abandon(current))
 
     async def _started(self) -> AIOKafkaProducer:
-        async with self._starting:
+        if self._current is None:
+            if self._starting is None or self._starting.done():
+                self._starting = self._background.begin(self._start())
+            await asyncio.shield(self._starting)
+        if self._current is None:
+            raise BusUnavailable("The producer failed or is closed")
+        return self._current
+
+    async def _start(self) -> None:
+        producer = AIOKafkaProducer(**producer_options(self._options))
+        try:
+            # Left alone it would look for a broker for ever. Twice: no connection that is being made is cut.
+            async with asyncio.timeout(2 * self._options.request_timeout):
+                await producer.start()
             if self._closed:
                 raise BusUnavailable("The bus is closed")
-            if self._current is None:
-                producer = AIOKafkaProducer(**producer_options(self._options))
-                try:
-                    await producer.start()
-                except BaseException:
-                    self._closing.later(producer.stop())
-                    raise
-                self._current = producer
-            return self._current
+        except BaseException:
+            await producer.stop()
+            raise
+        self._current = producer
 
     def _give_up(self, producer: AIOKafkaProducer | None) -> None:
         if producer is not None and producer is self._current:
             self._current = None
-            self._closing.later(_abandon(producer))
+            self._background.close(_abandon(producer))
 
 
 async def _send(producer: AIOKafkaProducer, topic: str, event: Event) -> "asyncio.Future[object]":
-    key = event.key.encode() if isinstance(event.key, str) else event.key
-    sent: asyncio.Future[object] = await producer.send(topic, event.value, key, headers=list(event.headers.items()))
+    sent: asyncio.Future[object] = await producer.send(
+        topic, event.value, key_bytes(event), headers=list(event.headers.items())
+    )
     sent.add_done_callback(lambda each: each.cancelled() or each.exception())  # somebody has seen it
     return sent
 

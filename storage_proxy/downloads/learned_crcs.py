@@ -15,7 +15,6 @@ from itertools import islice
 from storage_proxy.common.errors import StateUnavailable
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.sources import Pin
-from storage_proxy.state.lookups import get_many
 from storage_proxy.state.port import KeyValueStore, Transaction
 from storage_proxy.state.records import LearnedCrc, Records
 
@@ -114,7 +113,7 @@ class LearnedCrcs:
                 await asyncio.sleep(self._retry_seconds)
 
     async def _read(self, rows: Sequence[_Row], transaction: Transaction) -> dict[_Row, int]:
-        found = await get_many(transaction, self._records.crc32s, rows)
+        found = await self._records.crc32s.find_many(transaction, rows)
         return {row: learned.crc32 for row, learned in found.items()}
 
     async def _set(self, batch: dict[_Row, int], transaction: Transaction) -> None:

@@ -13,7 +13,7 @@ from isal.isal_zlib import crc32
 
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.errors import BlobNotFound, FieldError, InvalidRequest, RunNotFound, SelectionTooLarge
-from storage_proxy.common.events import RUNS_PREFIX, parse_run_key, run_prefix
+from storage_proxy.common.events import RUNS_PREFIX, run_prefix
 from storage_proxy.common.names import portable, sanitized
 from storage_proxy.common.selection import check_selection
 from storage_proxy.common.tokens import ArchiveFormat, Compression, OnMissing
@@ -32,7 +32,7 @@ _DOES_NOT_EXIST = "does not exist"
 MAX_RUNS = 50_000
 """Runs of one archive: each request for it looks for all their tombstones."""
 _EARLIEST = 315_532_800  # 1980-01-01, the beginning of a zip's time
-_BATCH = 1024
+_BATCH = 1000
 _CRC_BATCH = 64
 _TURN = 128
 
@@ -236,12 +236,12 @@ class _Planning:
         return "prefix" if self._selection.run_id is None else "run_id"
 
     def _note_run(self, key: str) -> None:
-        path = parse_run_key(key) if key.startswith(RUNS_PREFIX) else None
-        if path is not None:
-            self._runs.add(path[0])
-            if len(self._runs) > MAX_RUNS:
-                reason = f"selects blobs of more than {MAX_RUNS} runs"
-                raise SelectionTooLarge(f"The selection {reason}", errors=[{"loc": [self._selector], "msg": reason}])
+        if not key.startswith(RUNS_PREFIX):
+            return
+        self._runs.add(key.split("/", 2)[1])
+        if len(self._runs) > MAX_RUNS:
+            reason = f"selects blobs of more than {MAX_RUNS} runs"
+            raise SelectionTooLarge(f"The selection {reason}", errors=[{"loc": [self._selector], "msg": reason}])
 
     def _refuse_missing(self) -> None:
         if self._missing and self._selection.on_missing is OnMissing.FAIL:

@@ -9,13 +9,14 @@ from functools import partial
 from typing import Any
 
 from storage_proxy.common.events import RUNS_PREFIX, parse_run_key, run_key
-from storage_proxy.state.lookups import get_many
 from storage_proxy.state.port import KeyValueStore, Transaction
 from storage_proxy.state.records import BlobRecord, BlobState, Records
 from storage_proxy.stores.port import BlobStat
 
 _BATCH = 1000
-"""Keys of one transaction, which has 5 s."""
+"""Keys looked up in one transaction, which has 5 s."""
+_PAGE = 250
+"""Rows listed in one transaction: reading a thousand would keep the event loop from others for tens of milliseconds."""
 _NO_RUN = ("", "")
 """The path of a key that can be no run's."""
 
@@ -71,13 +72,13 @@ class RunBlobs:
             rows, stats = await self._store.transact(partial(self._page, bucket, key, text, start_after))
             if stats:
                 yield stats
-            if len(rows) < _BATCH:
+            if len(rows) < _PAGE:
                 return
             start_after = self._records.blobs.key(*rows[-1][0])
 
     async def _resolve(self, addresses: Sequence[Address], transaction: Transaction) -> list[BlobStat | None]:
         paths = [parse_run_key(key) or _NO_RUN for _, key in addresses]
-        records = await get_many(transaction, self._records.blobs, set(paths) - {_NO_RUN})
+        records = await self._records.blobs.find_many(transaction, set(paths) - {_NO_RUN})
         gone = await self._tombstones({run_id for run_id, _ in records}, transaction)
         return [
             None if path not in records or path[0] in gone else _visible(bucket, path, records[path])
@@ -85,13 +86,13 @@ class RunBlobs:
         ]
 
     async def _tombstones(self, run_ids: Collection[str], transaction: Transaction) -> set[str]:
-        found = await get_many(transaction, self._records.tombstones, [(run_id,) for run_id in run_ids])
+        found = await self._records.tombstones.find_many(transaction, [(run_id,) for run_id in run_ids])
         return {run_id for (run_id,) in found}
 
     async def _page(
         self, bucket: str, key: tuple[str, ...], text: str, start_after: bytes, transaction: Transaction
     ) -> tuple[Sequence[tuple[tuple[Any, ...], BlobRecord]], list[BlobStat]]:
-        rows = await self._records.blobs.page(transaction, *key, text=text, limit=_BATCH, start_after=start_after)
+        rows = await self._records.blobs.page(transaction, *key, text=text, limit=_PAGE, start_after=start_after)
         gone = await self._tombstones({run_id for (run_id, _), _ in rows}, transaction)
         stats = [_visible(bucket, (run_id, path), record) for (run_id, path), record in rows if run_id not in gone]
         return rows, [stat for stat in stats if stat is not None]

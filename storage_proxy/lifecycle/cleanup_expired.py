@@ -4,7 +4,6 @@ The law: a link is forgotten when no download of it can be resumed any more; a C
 that there is no such version.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -62,7 +61,7 @@ class CleanupExpired:
             begin = max(begin, after(position)) if position else begin
             rows = await transaction.get_range(begin, end, limit=_ROWS) if begin < end else ()
             marks = [ends.elements(key) for key, _ in rows]
-            found = await asyncio.gather(*(links.get(transaction, jti) for _, jti in marks))
+            found = await links.get_many(transaction, [(jti,) for _, jti in marks])
             gone = []
             for (at, jti), link in list(zip(marks, found, strict=True))[: tally.room]:
                 gone.append(f"link {_shown(jti)}")
@@ -89,8 +88,9 @@ class CleanupExpired:
 
         async def clear(transaction: Transaction) -> None:
             await lock.check(transaction)
-            for version, learned in gone:
-                if await self._records.crc32s.get(transaction, *version) == learned:
+            found = await self._records.crc32s.get_many(transaction, [version for version, _ in gone])
+            for (version, learned), now in zip(gone, found, strict=True):
+                if now == learned:
                     self._records.crc32s.clear(transaction, *version)
 
         if gone and not tally.dry_run:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from storage_proxy.bus.dead_letters import dead_letter_topic
 from storage_proxy.bus.port import EventBus
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.errors import StorageTimeout
@@ -34,11 +35,10 @@ _LONGEST_UPLOAD_SECONDS = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class OrphanOptions:
-    """``ingest_topic`` is read by ``ingest_group``; what it cannot read is in ``dead_letter_topic``."""
+    """``ingest_topic`` is read by ``ingest_group``."""
 
     ingest_topic: str
     ingest_group: str
-    dead_letter_topic: str
     orphan_seconds: float
 
 
@@ -98,7 +98,7 @@ class CleanupOrphans:
         """First how far the group is, then the dead letters: what was consumed before lies there by now."""
         options = self._options
         heard = await heard_until(self._bus, options.ingest_topic, options.ingest_group, self._clock())
-        letters = await DeadLetterKeys.read(self._bus, options.dead_letter_topic)
+        letters = await DeadLetterKeys.read(self._bus, dead_letter_topic(options.ingest_topic))
         return _Wanted(heard - options.orphan_seconds, letters)
 
     async def _discard_uploads(self, name: str, store: DeletesBlobs) -> None:

@@ -5,24 +5,21 @@ A fault of anything makes the message wait, only what is no event goes to the de
 """
 
 import logging
-from collections.abc import Callable
 
-from storage_proxy.bus.port import Batch, Event, EventBus, Message
+from storage_proxy.bus.dead_letters import dead_letter, dead_letter_topic
+from storage_proxy.bus.port import Batch, EventBus, Message
 from storage_proxy.common.concurrency import map_bounded
-from storage_proxy.common.errors import ServiceError
+from storage_proxy.common.errors import Internal, ServiceError
 from storage_proxy.common.events import Poison, parse_run_deleted
 from storage_proxy.lifecycle.eraser import RunEraser
 from storage_proxy.lifecycle.metrics import LifecycleMetrics
-
-DEAD_LETTERS_SUFFIX = ".dlq"
 
 _log = logging.getLogger(__name__)
 _PARALLEL_RUNS = 8
 
 
 class ControlWorker:
-    """The handler for batches of the control topic. ``dead_letter`` makes what a poisonous message becomes of it and
-    the reason."""
+    """The handler for batches of the control topic."""
 
     def __init__(
         self,
@@ -30,13 +27,11 @@ class ControlWorker:
         bus: EventBus,
         metrics: LifecycleMetrics,
         *,
-        dead_letter: Callable[[Message, str], Event],
         parallel_runs: int = _PARALLEL_RUNS,
     ) -> None:
         self._eraser = eraser
         self._bus = bus
         self._metrics = metrics
-        self._dead_letter = dead_letter
         self._parallel_runs = parallel_runs
 
     async def handle(self, batch: Batch) -> int:
@@ -53,8 +48,8 @@ class ControlWorker:
         try:
             return parse_run_deleted(message.value).run_id
         except Poison as poison:
-            letter = self._dead_letter(message, poison.reason)
-        await self._bus.publish(message.topic + DEAD_LETTERS_SUFFIX, [letter])
+            letter = dead_letter(message, poison.reason)
+        await self._bus.publish(dead_letter_topic(message.topic), [letter])
         self._metrics.poison.inc()
         return None
 
@@ -64,6 +59,10 @@ class ControlWorker:
         except ServiceError as error:
             self._metrics.run_passes.labels("first", error.code).inc()
             _log.warning("The deletion of run %s has to wait: %s", run_id, error)
+            return False
+        except Exception:  # noqa: BLE001 a defect that one run shows keeps no other from being deleted
+            self._metrics.run_passes.labels("first", Internal.code).inc()
+            _log.exception("The deletion of run %s has to wait", run_id)
             return False
         self._metrics.run_passes.labels("first", "done").inc()
         return True

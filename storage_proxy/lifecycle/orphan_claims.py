@@ -6,7 +6,6 @@ only for `ACT_SECONDS`: so one of a killed job holds nobody up for long, and a p
 That is why a claim that has not lapsed outlives its holder, even when another job has claimed the key since.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from storage_proxy.common.events import parse_run_key
 from storage_proxy.lifecycle.locks import HeldLock
 from storage_proxy.state.port import KeyValueStore, Transaction
-from storage_proxy.state.records import Claim, Records, RunEnd
+from storage_proxy.state.records import Claim, Records, RunEnd, Tombstone
 
 CLAIM_SECONDS = 120
 """How long a claim keeps others from its key, unless it is cleared before."""
@@ -61,7 +60,7 @@ class OrphanClaims:
             now = self._clock()
             await self._lock.check(transaction)
             orphans = await self._orphans(transaction, bucket, keys)
-            found = await asyncio.gather(*(self._records.claims.get(transaction, bucket, key) for key in orphans))
+            found = await self._records.claims.get_many(transaction, [(bucket, key) for key in orphans])
             for key, claim in zip(orphans, found, strict=True):
                 if claim is not None and claim.fence != self._lock.fence and claim.until > now:
                     earlier[key] = claim
@@ -74,9 +73,8 @@ class OrphanClaims:
         """Give the keys free, their objects are gone; but leave an earlier job's claim to its end."""
 
         async def fn(transaction: Transaction) -> None:
-            found = await asyncio.gather(
-                *(self._records.claims.get(transaction, claimed.bucket, key) for key in claimed.keys)
-            )
+            places = [(claimed.bucket, key) for key in claimed.keys]
+            found = await self._records.claims.get_many(transaction, places)
             for key, claim in zip(claimed.keys, found, strict=True):
                 if claim is None or claim.fence != self._lock.fence:
                     continue
@@ -109,31 +107,19 @@ class OrphanClaims:
         return await self._store.transact(fn)
 
     async def _orphans(self, transaction: Transaction, bucket: str, keys: Sequence[str]) -> Sequence[str]:
-        parsed = {key: parse_run_key(key) for key in keys}
-        runs = {at[0] for at in parsed.values() if at is not None}
-        swept_later = dict(
-            zip(
-                runs,
-                await asyncio.gather(*(self._is_swept_later(transaction, bucket, run) for run in runs)),
-                strict=True,
-            )
-        )
+        """Those that no record knows, and that the sweeper does not remove anyway. No record can be of a key that is
+        none of a run's."""
+        places = {key: place for key in keys if (place := parse_run_key(key)) is not None}
+        runs = list(dict.fromkeys((run_id,) for run_id, _ in places.values()))
+        tombstones = await self._records.tombstones.get_many(transaction, runs)
+        swept_later = {run_id for (run_id,), found in zip(runs, tombstones, strict=True) if _sweeps(found, bucket)}
+        blobs = await self._records.blobs.get_many(transaction, list(places.values()))
+        known = {key for key, blob in zip(places, blobs, strict=True) if blob is not None and blob.bucket == bucket}
+        return [key for key in keys if key not in known and not (key in places and places[key][0] in swept_later)]
 
-        async def is_orphan(key: str) -> bool:
-            at = parsed[key]
-            if at is None:
-                return True  # no record can ever be of it
-            if swept_later[at[0]]:
-                return False
-            record = await self._records.blobs.get(transaction, *at)
-            return record is None or record.bucket != bucket
 
-        outcomes = await asyncio.gather(*(is_orphan(key) for key in keys))
-        return [key for key, orphan in zip(keys, outcomes, strict=True) if orphan]
-
-    async def _is_swept_later(self, transaction: Transaction, bucket: str, run_id: str) -> bool:
-        """Whether the run's objects in ``bucket`` are the control worker's and the sweeper's to remove."""
-        tombstone = await self._records.tombstones.get(transaction, run_id)
-        if tombstone is None or tombstone.state is RunEnd.SWEPT:
-            return False
-        return tombstone.bucket is None or tombstone.bucket == bucket
+def _sweeps(tombstone: Tombstone | None, bucket: str) -> bool:
+    """Whether what is left of the run in ``bucket`` is for the control worker or the sweeper to remove."""
+    if tombstone is None or tombstone.state is RunEnd.SWEPT:
+        return False
+    return tombstone.bucket is None or tombstone.bucket == bucket

@@ -7,15 +7,16 @@ out in their order; the others stand by.
 
 import asyncio
 import logging
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from storage_proxy.bus.pauses import PausePolicy, Pauses
 from storage_proxy.bus.port import Event, EventBus
 from storage_proxy.common.errors import Internal, ServiceError
 from storage_proxy.common.steps import step
-from storage_proxy.lifecycle.backoff import Backoff
 from storage_proxy.lifecycle.locks import HeldLock, Locks
 from storage_proxy.lifecycle.metrics import LifecycleMetrics
 from storage_proxy.state.port import KeyValueStore, Transaction
@@ -25,6 +26,7 @@ RELAY_LOCK = "relay"
 
 _log = logging.getLogger(__name__)
 _BATCH_ROWS = 500
+_PAUSES = PausePolicy(first=0.2, longest=10.0)
 _COUNTED_ROWS = 10_000
 _MEASURE_SECONDS = 5.0
 
@@ -51,7 +53,8 @@ class Relay:
         poll_seconds: float,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        backoff: Backoff | None = None,
+        pauses: PausePolicy = _PAUSES,
+        jitter: random.Random | None = None,
     ) -> None:
         self._store = store
         self._records = records
@@ -63,7 +66,7 @@ class Relay:
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._monotonic = monotonic
-        self._backoff = backoff or Backoff()
+        self._pauses = Pauses(pauses, jitter or random.SystemRandom())
         self._woken = asyncio.Event()
         self._measured_at = float("-inf")
 
@@ -96,7 +99,6 @@ class Relay:
         return len(rows)
 
     async def _work(self, lock: HeldLock) -> None:
-        failures = 0
         self._metrics.relay_active.set(1)
         try:
             while True:
@@ -105,13 +107,12 @@ class Relay:
                     published = await self.run_once(lock)
                     await self._measure()
                 except ServiceError as error:
-                    failures += 1
                     self._metrics.relay_errors.labels(error.code).inc()
-                    _log.warning("The outbox cannot be published, try %d: %s", failures, error)
-                    await asyncio.sleep(self._backoff.pause(failures))
+                    _log.warning("The outbox has to wait: %s", error)
+                    await self._pauses.wait()
                     await self._measure_if_possible()
                     continue
-                failures = 0
+                self._pauses.reset()
                 if published < _BATCH_ROWS:
                     await self._wait()
         finally:

@@ -99,15 +99,14 @@ class Runs:
         while True:
             scanned = await self._scan(run_id, query, position)
             for path, record in scanned.rows:
-                position = path
                 if query.state in (BlobStateFilter.ALL, record.state):
-                    found.append((path, record))
                     if len(found) == query.limit:
-                        is_last = scanned.at_end and path == scanned.rows[-1][0]
-                        return found, None if is_last else _cursor(path)
+                        return found, _cursor(found[-1][0])
+                    found.append((path, record))
+                position = path
             if scanned.at_end:
                 return found, None
-            if self._monotonic() >= give_up and position is not None:
+            if position is not None and (len(found) == query.limit or self._monotonic() >= give_up):
                 return found, _cursor(position)
 
     async def delete(self, run_id: str, access: RunAccess) -> RunDescription:

@@ -42,8 +42,29 @@ async def open_bus(settings: ProxySettings, stack: AsyncExitStack, *, observer: 
     bus = settings.bus
     if isinstance(bus, EmbeddedBusSettings):
         _make_directory(bus.path.parent)
-        return await stack.enter_async_context(open_embedded_bus(EmbeddedOptions(bus.path), observer=observer))
-    options = KafkaOptions(bus.bootstrap_servers)
+        embedded = EmbeddedOptions(
+            bus.path,
+            partitions=bus.partitions,
+            lease=bus.lease_seconds,
+            retention=bus.retention_seconds,
+            max_event_bytes=bus.max_event_bytes,
+        )
+        return await stack.enter_async_context(open_embedded_bus(embedded, observer=observer))
+    options = KafkaOptions(
+        bus.bootstrap_servers,
+        security_protocol=bus.security_protocol,
+        sasl_mechanism=bus.sasl_mechanism,
+        sasl_username=bus.sasl_username,
+        sasl_password=_revealed(bus.sasl_password),
+        ssl_cafile=bus.ssl_cafile,
+        ssl_certfile=bus.ssl_certfile,
+        ssl_keyfile=bus.ssl_keyfile,
+        topic_partitions=bus.topic_partitions,
+        topic_replication=bus.topic_replication,
+        request_timeout=bus.request_timeout_seconds,
+        session_timeout=bus.session_timeout_seconds,
+        max_event_bytes=bus.max_event_bytes,
+    )
     return await stack.enter_async_context(open_kafka_bus(options, observer=observer))
 
 

@@ -26,11 +26,9 @@ MakeJob = Callable[[Core, EventBus], Job]
 
 
 def _orphans(core: Core, bus: EventBus) -> Job:
-    topic = core.settings.bus.ingest_topic
     options = OrphanOptions(
-        ingest_topic=topic,
+        ingest_topic=core.settings.bus.ingest_topic,
         ingest_group=core.settings.ingest.group,
-        dead_letter_topic=dead_letters.dead_letter_topic(topic),
         orphan_seconds=core.settings.lifecycle.orphan_seconds,
     )
     return CleanupOrphans(core.store, core.records, core.buckets, bus, options)

@@ -57,8 +57,7 @@ async def open_process(
             bus = await open_bus(settings, stack, observer=metrics)
             probes["bus"] = bus.probe
             work = workers(core, bus, metrics, roles)
-        # Blobs that belong to no run are served without the state; a worker can do nothing.
-        health = Health(probes, vital=() if serving else ("state",))
+        health = Health(probes, vital={"state"})
         listeners = await open_listeners(core, health, stack) if serving else []
         operations = Listener("operations", settings.operations.listen)
         add_endpoints(operations.app, endpoints_of(HealthHandlers(health)))

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 
-from storage_proxy.bus.dead_letters import dead_letter
 from storage_proxy.bus.metrics import BusMetrics
 from storage_proxy.bus.port import EventBus
 from storage_proxy.common.service.background import Loop, in_background
@@ -71,7 +70,7 @@ def _control(core: Core, bus: EventBus, metrics: BusMetrics) -> list[Work]:
     lifecycle, names = core.settings.lifecycle, core.settings.bus
     counted = LifecycleMetrics(core.registry)
     eraser = RunEraser(core.store, core.records, core.buckets, counted)
-    worker = ControlWorker(eraser, bus, counted, dead_letter=dead_letter)
+    worker = ControlWorker(eraser, bus, counted)
     topics = {"ingest": names.ingest_topic, "control": names.control_topic}
     relay = Relay(
         core.store,

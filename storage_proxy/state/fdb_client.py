@@ -14,6 +14,9 @@ from storage_proxy.common.errors import StateUnavailable
 from storage_proxy.state import fdb_errors
 from storage_proxy.state.attempts import RetryPolicy
 
+# Below it a retry forgets a transaction's options, its timeout among them (before 610), and 7.1 is the oldest cluster.
+_OLDEST_API_VERSION = 710
+
 
 @dataclass(frozen=True, slots=True)
 class FdbOptions:
@@ -25,7 +28,7 @@ class FdbOptions:
 
     cluster_file: Path | None = None
     api_version: int = 710
-    probe_seconds: float = 2.0
+    probe_seconds: float = 1.5
     max_retry_delay_seconds: float = 0.5
     retries: RetryPolicy = field(default_factory=RetryPolicy)
 
@@ -53,6 +56,8 @@ def open_client(options: FdbOptions, module: Any | None = None) -> FdbClient:
 
     ``module`` stands in for the package `fdb`. Raises `StateUnavailable`.
     """
+    if options.api_version < _OLDEST_API_VERSION:
+        raise StateUnavailable(f"FoundationDB's API version has to be {_OLDEST_API_VERSION} or later")
     fdb = importlib.import_module("fdb") if module is None else module
     try:
         fdb.api_version(options.api_version)

@@ -23,7 +23,7 @@ tombstone: whoever finds one looks, and clears it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_type_hints
@@ -180,6 +180,7 @@ class Mark(Record):
 
 
 _Record = TypeVar("_Record", bound=Record)
+_Key = TypeVar("_Key", bound=tuple[Element, ...])
 
 
 class Table(Generic[_Record]):
@@ -199,6 +200,11 @@ class Table(Generic[_Record]):
         """The rows of ``keys``, in one question."""
         values = await transaction.get_many([self._subspace.pack(*key) for key in keys])
         return [self.found(value) for value in values]
+
+    async def find_many(self, transaction: Transaction, keys: "Collection[_Key]") -> "dict[_Key, _Record]":
+        """Those of ``keys`` that have a row."""
+        found = zip(keys, await self.get_many(transaction, list(keys)), strict=True)
+        return {key: record for key, record in found if record is not None}
 
     def found(self, value: bytes | None) -> "_Record | None":
         """The row of a value that the transaction gave, None where there is none."""

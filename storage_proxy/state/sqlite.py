@@ -42,7 +42,7 @@ class SqliteOptions:
     path: Path
     readers: int = 8
     busy_seconds: float = 5.0
-    probe_seconds: float = 2.0
+    probe_seconds: float = 1.5
     batch_rows: int = 1_000
     retries: RetryPolicy = field(default_factory=RetryPolicy)
 
@@ -192,8 +192,9 @@ class SqliteTransaction(BoundedTransaction):
             await self._ask(lambda _: None)
         self._check_age()
         self._give_back_reader()  # others may read while this one waits for its turn to write
-        commit = Commit(self._snapshot or 0, self._reads, self._writes, self._size)
-        await asyncio.wrap_future(self._writer.submit(commit))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writer.submit(Commit(self._snapshot or 0, self._reads, self._writes, self._size, done))
+        await done
 
     def _release(self) -> None:
         self._ended = True

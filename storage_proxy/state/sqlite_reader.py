@@ -13,8 +13,10 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from storage_proxy.common.errors import StateUnavailable
+from storage_proxy.state.limits import TransactionFinished
 from storage_proxy.state.port import Row
 from storage_proxy.state.ranges import Range
+from storage_proxy.state.sqlite_answers import deliver, settle
 from storage_proxy.state.sqlite_file import Connection, StateFile, translated
 
 _T = TypeVar("_T")
@@ -27,7 +29,6 @@ _DESCENDING = _ASCENDING + " DESC"
 
 _Read = Callable[[sqlite3.Connection], Any]
 _Asked = tuple["asyncio.Future[Any]", _Read]
-_Outcome = tuple["asyncio.Future[Any]", Any, Exception | None]
 
 
 class Reader:
@@ -45,7 +46,7 @@ class Reader:
         """The version of the last commit in the snapshot, and what ``work`` returns from it."""
         loop = asyncio.get_running_loop()
         if not self._asked:
-            loop.call_soon(self._send, loop)
+            loop.call_soon(self._send)
         answer: asyncio.Future[tuple[int, _T]] = loop.create_future()
         self._asked.append((answer, work))
         return await answer
@@ -62,19 +63,21 @@ class Reader:
         self._executor.shutdown(wait=False)
         return closed
 
-    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _send(self) -> None:
         asked = [each for each in self._asked if not each[0].done()]
-        self._asked.clear()
+        self._asked = []
         if not asked:
             return
         try:
-            self._submit(lambda: self._answer(loop, asked))
+            self._submit(lambda: deliver([(answer, *self._outcome(work)) for answer, work in asked]))
         except StateUnavailable as error:
-            _settle([(answer, None, error) for answer, _ in asked])
+            settle([(answer, None, error) for answer, _ in asked])
 
     def _give_up(self) -> None:
-        for answer, _ in self._asked:
-            answer.cancel()
+        asked, self._asked = self._asked, []
+        error = TransactionFinished("A transaction was used after its end")
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            settle([(answer, None, error) for answer, _ in asked])
 
     def _submit(self, work: Callable[[], _T]) -> "Future[_T]":
         try:
@@ -83,11 +86,6 @@ class Reader:
             raise StateUnavailable("The state store is closed") from error
 
     # What follows runs in the thread.
-
-    def _answer(self, loop: asyncio.AbstractEventLoop, asked: Sequence[_Asked]) -> None:
-        outcomes = [(answer, *self._outcome(work)) for answer, work in asked]
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(_settle, outcomes)
 
     def _outcome(self, work: _Read) -> tuple[Any, Exception | None]:
         try:
@@ -161,16 +159,6 @@ class ReaderPool:
         self._closed = True
         idle, self._idle = self._idle, []
         await asyncio.gather(*(asyncio.wrap_future(reader.close()) for reader in idle))
-
-
-def _settle(outcomes: Sequence[_Outcome]) -> None:
-    for answer, result, error in outcomes:
-        if answer.done():  # cancelled
-            continue
-        if error is None:
-            answer.set_result(result)
-        else:
-            answer.set_exception(error)
 
 
 def _begin(raw: sqlite3.Connection) -> int:

@@ -4,12 +4,13 @@ The law: what is reported as committed is on the disk; a commit is all there or 
 everything that was committed after its snapshot, by this process or another, under the file's write lock.
 """
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from storage_proxy.common.errors import StateUnavailable
@@ -17,6 +18,7 @@ from storage_proxy.state import limits
 from storage_proxy.state.attempts import TooOld
 from storage_proxy.state.overlay import Overlay
 from storage_proxy.state.port import AttemptFailed
+from storage_proxy.state.sqlite_answers import deliver
 from storage_proxy.state.sqlite_commits import History, Reads, Written
 from storage_proxy.state.sqlite_file import Connection, StateFile, translated
 
@@ -33,17 +35,20 @@ _PUT = "INSERT INTO rows (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What a transaction read from the snapshot of version ``snapshot``, and what it writes."""
+    """What a transaction read from the snapshot of version ``snapshot``, and what it writes.
+
+    ``done`` is settled in the event loop that waits, when the commit is durable or has failed.
+    """
 
     snapshot: int
     reads: Reads
     writes: Overlay
     size: int
-    future: "Future[None]" = field(default_factory=Future)
+    done: "asyncio.Future[None]"
 
 
 class Writer:
-    """Takes commits from any thread; each future is done when its commit is durable, or has failed.
+    """Takes commits from any event loop. One whose ``done`` is cancelled before its turn is not made.
 
     ``wall_clock`` says when a commit happened, for pruning only.
     """
@@ -57,10 +62,9 @@ class Writer:
         self._history = History()
         self._large_wal = _LARGE_WAL_BYTES
 
-    def submit(self, commit: Commit) -> "Future[None]":
+    def submit(self, commit: Commit) -> None:
         self._queue.append(commit)
         self._in_thread(self._commit_waiting)
-        return commit.future
 
     def probe(self) -> "Future[None]":
         """Whether the file could be written to now."""
@@ -89,11 +93,7 @@ class Writer:
         if not batch:  # an earlier call took them
             return
         outcomes = self._outcomes(batch)
-        for commit, outcome in zip(batch, outcomes, strict=True):
-            if outcome is None:
-                commit.future.set_result(None)
-            else:
-                commit.future.set_exception(outcome)
+        deliver([(commit.done, None, outcome) for commit, outcome in zip(batch, outcomes, strict=True)])
         self._shorten_wal()
 
     def _outcomes(self, batch: list[Commit]) -> list[Exception | None]:
@@ -111,7 +111,7 @@ class Writer:
         size = 0
         while self._queue and len(batch) < _MAX_COMMITS and (not batch or size + self._queue[0].size <= _MAX_BYTES):
             commit = self._queue.popleft()
-            if commit.future.set_running_or_notify_cancel():
+            if not commit.done.cancelled():
                 batch.append(commit)
                 size += commit.size
         return batch

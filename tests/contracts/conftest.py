@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from storage_proxy.bus.port import EventBus
 from storage_proxy.state.attempts import RetryPolicy
 from storage_proxy.state.port import KeyValueStore
+from tests.support.bus import BusHome, EmbeddedHome, KafkaHome
 from tests.support.fake_fdb_cluster import FakeCluster
+from tests.support.kafka import PrivateKafka
 from tests.support.state import (
     PATIENT,
     Clock,
@@ -76,3 +79,31 @@ def state(request: pytest.FixtureRequest) -> StateBackend:
     simulated native library, a real cluster."""
     made: StateBackend = request.getfixturevalue(f"{request.param}_state")
     return made
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> BusHome:
+    """Where a bus lives: a file, or the shared broker."""
+    if request.param == "embedded":
+        return EmbeddedHome(tmp_path / "bus.db")
+    return KafkaHome(request.getfixturevalue("kafka"))
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+async def fragile_home(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[EmbeddedHome | KafkaHome]:
+    """Where a bus lives that the test may take away and bring back."""
+    if request.param == "embedded":
+        yield EmbeddedHome(tmp_path / "bus.db")
+        return
+    private = PrivateKafka(tmp_path / "private-kafka")
+    await private.start()
+    try:
+        yield KafkaHome(private.broker, private)
+    finally:
+        await private.kill()
+
+
+@pytest.fixture
+async def bus(home: BusHome) -> AsyncIterator[EventBus]:
+    async with home.open() as opened:
+        yield opened

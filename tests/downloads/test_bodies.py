@@ -4,7 +4,7 @@ import asyncio
 import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from storage_proxy.common.errors import BlobChanged, ServiceError, StorageError, StorageTimeout, StorageUnavailable
-from storage_proxy.downloads.bodies import ArchiveBody, Body, blob_bytes
+from storage_proxy.downloads.bodies import ArchiveBody, Body, Progress, blob_bytes
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, build_manifest
 from storage_proxy.downloads.manifests import PlannedZip, in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
-from storage_proxy.downloads.sources import HealPolicy, Pin, Sources
+from storage_proxy.downloads.sources import Chunk, HealPolicy, Pin, Sources
 from storage_proxy.formats.entries import Entry, EntryBlockBuilder
 from storage_proxy.stores.buckets import Buckets
 from tests.support.scripted_store import Blob, ScriptedStore
@@ -99,6 +99,33 @@ async def test_an_archive_with_unknown_crcs_learns_them_on_the_way(files: list[b
     with zipfile.ZipFile(io.BytesIO(whole)) as opened:
         assert opened.testzip() is None
         assert [info.CRC for info in opened.infolist()] == [zlib.crc32(content) for content in files]
+
+
+@settings(deadline=None)
+@given(contents, st.data())
+async def test_any_slice_of_an_archive_whose_crcs_were_learned_is_that_slice_of_the_whole(
+    files: list[bytes], data: st.DataObject
+) -> None:
+    known = data.draw(st.lists(st.booleans(), min_size=len(files), max_size=len(files)))
+    archive, store = planned(entries_of(files, known=known)), store_of(files)
+    learned: dict[str, int] = {}
+
+    def learning(progress: Progress) -> AsyncGenerator[Chunk, None]:
+        body = ArchiveBody(archive, sources(store), progress, learn=lambda pin, crc: learned.update({pin.key: crc}))
+        return body.chunks(0, archive.head.plan.size)
+
+    whole = await collect(Body(learning))
+    assert learned == {
+        f"k{index}": zlib.crc32(content) for index, content in enumerate(files) if content and not known[index]
+    }
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, len(whole)))
+    remembered = [learned.get(f"k{index}", 0) for index in range(len(files))]
+
+    def remembering(progress: Progress) -> AsyncGenerator[Chunk, None]:
+        return ArchiveBody(archive, sources(store), progress, remembered=remembered).chunks(start, stop)
+
+    assert await collect(Body(remembering)) == whole[start:stop]
 
 
 @settings(deadline=None)

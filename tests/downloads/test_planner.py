@@ -3,7 +3,8 @@
 import asyncio
 import os
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from storage_proxy.common.errors import (
     BucketNotFound,
     DuplicateName,
     InvalidRequest,
+    RunNotFound,
     SelectionTooLarge,
     StorageUnavailable,
     UnsafeName,
@@ -26,11 +28,12 @@ from storage_proxy.downloads.learned_crcs import LearnedCrcs
 from storage_proxy.downloads.manifests import in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.planner import ArchivePlanner, Plan, PlanLimits
+from storage_proxy.downloads.run_blobs import RunBlobs
 from storage_proxy.formats.entries import Entry
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.local import LocalBlobStore
 from storage_proxy.stores.port import BlobStat
-from tests.support.runs import temporary_runs
+from tests.support.runs import Runs, temporary_runs
 from tests.support.scripted_store import Blob, ScriptedStore
 
 
@@ -247,3 +250,76 @@ def test_a_list_of_wrong_things_is_refused_at_its_first() -> None:
     with pytest.raises(ValidationError) as caught:
         ArchiveSelection.model_validate({"entries": [1] * 50_000})
     assert caught.value.error_count() == 1
+
+
+@asynccontextmanager
+async def planning(store: object) -> AsyncIterator[tuple[Runs, Callable[..., Awaitable[Plan]]]]:
+    """A state, and what plans by it."""
+    async with temporary_runs() as runs:
+        learned = LearnedCrcs(runs.store, runs.records, DownloadMetrics(CollectorRegistry()))
+        blobs = Blobs(Buckets({"default": store}), runs.blobs)  # type: ignore[dict-item]
+
+        async def planned(selection: dict[str, object], **limits: object) -> Plan:
+            planner = ArchivePlanner(blobs, learned, PlanLimits(**limits))  # type: ignore[arg-type]
+            return await planner.plan(ArchiveSelection.model_validate(selection))
+
+        yield runs, planned
+
+
+async def test_a_local_file_is_read_for_its_crc_once(local: LocalBlobStore) -> None:
+    async with planning(local) as (_, planned):
+        assert (await planned({"prefix": ""})).manifest.head.plan.unknown_crcs == 0
+        again = await planned({"prefix": ""}, crc32_read_bytes=0, crc32_seconds=0.0)
+        assert again.manifest.head.plan.unknown_crcs == 0
+        named = await planned(selected("c.txt"), crc32_read_bytes=0)
+        assert [entry.crc32 for entry in await entries(named)] == [zlib.crc32(b"sea")]
+
+
+async def test_a_run_is_planned_from_its_records_without_a_request(local: LocalBlobStore) -> None:
+    store = fake("runs/r1/orphan")
+    async with planning(store) as (runs, planned):
+        for path in ("b", "a/x", "a/y"):
+            await runs.record("r1", path, crc32=7)
+        await runs.record("r1", "unknown", crc32=None)
+        plan = await planned({"run_id": "r1"})
+        assert [(entry.name, entry.key, entry.crc32) for entry in await entries(plan)] == [
+            ("a/x", "runs/r1/a/x", 7),
+            ("a/y", "runs/r1/a/y", 7),
+            ("b", "runs/r1/b", 7),
+            ("unknown", "runs/r1/unknown", None),
+        ]
+    assert store.stats == 0
+
+
+async def test_a_manifest_names_the_runs_of_its_blobs() -> None:
+    async with planning(fake("own")) as (runs, planned):
+        await runs.record("r2", "p")
+        await runs.record("r1", "p")
+        assert (await planned({"prefix": ""})).manifest.head.runs == ("r1", "r2")
+        assert (await planned(selected("own", "runs/r2/p"))).manifest.head.runs == ("r2",)
+        assert (await planned(selected("own"))).manifest.head.runs == ()
+
+
+async def test_a_run_that_is_deleted_while_it_is_planned_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with planning(fake()) as (runs, planned):
+        await runs.record("r1", "p")
+        list_before = RunBlobs.listed
+
+        async def listed(self: RunBlobs, bucket: str, prefix: str) -> AsyncIterator[Sequence[BlobStat]]:
+            async for page in list_before(self, bucket, prefix):
+                yield page
+                await runs.delete("r1")
+
+        monkeypatch.setattr(RunBlobs, "listed", listed)
+        with pytest.raises(RunNotFound):
+            await planned({"run_id": "r1"})
+
+
+async def test_blobs_of_too_many_runs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage_proxy.downloads.planner.MAX_RUNS", 1)
+    async with planning(fake()) as (runs, planned):
+        await runs.record("r1", "p")
+        assert (await planned({"prefix": ""})).manifest.head.runs == ("r1",)
+        await runs.record("r2", "p")
+        with pytest.raises(SelectionTooLarge):
+            await planned({"prefix": ""})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_proxy.common.errors import BlobNotFound, BucketNotFound
+from storage_proxy.common.errors import BlobNotFound, BucketNotFound, StateUnavailable
 from storage_proxy.downloads.blobs import Blobs
 from storage_proxy.state.records import BlobState
 from storage_proxy.stores.buckets import Buckets
@@ -86,7 +86,7 @@ async def test_a_prefix_lists_a_run_a_folder_of_it_or_every_run(runs: Runs) -> N
 async def test_a_long_listing_is_of_several_moments_and_ends_where_its_run_is_deleted(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage_proxy.downloads.run_blobs._BATCH", 2)
+    monkeypatch.setattr("storage_proxy.downloads.run_blobs._PAGE", 2)
     for number in range(5):
         await runs.record("r1", f"{number}")
     assert await listed(runs, "runs/r1/") == [f"runs/r1/{number}" for number in range(5)]
@@ -133,3 +133,15 @@ async def test_a_listing_goes_around_runs_in_a_real_directory(runs: Runs, tmp_pa
             path.write_bytes(b"x")
     blobs = Blobs(Buckets({"default": LocalBlobStore(tmp_path)}), runs.blobs)
     assert [stat.key async for page in blobs.list("default", "") for stat in page] == ["a", "run/x", "runs-old/y", "z"]
+
+
+async def test_only_runs_need_the_state() -> None:
+    async with temporary_runs() as closed:
+        blobs, _ = blobs_of(closed, "a", "d/b")
+    assert await blobs.require("default", "a")
+    assert [stat.key async for page in blobs.list("default", "d/") for stat in page] == ["d/b"]
+    for prefix in ("", "runs/", "runs/r1/"):
+        with pytest.raises(StateUnavailable):
+            [page async for page in blobs.list("default", prefix)]
+    with pytest.raises(StateUnavailable):
+        await blobs.require("default", "runs/r1/p")

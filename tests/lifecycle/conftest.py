@@ -34,3 +34,10 @@ async def s3_house(state: SqliteKeyValueStore, s3_bucket: S3Bucket) -> AsyncIter
     """One bucket of a real S3 server."""
     async with open_store(s3_bucket.options()) as store:
         yield House(state, {"default": store})
+
+
+@pytest.fixture(params=["local", "s3"])
+def any_house(request: pytest.FixtureRequest) -> House:
+    """The house on each kind of bucket."""
+    made: House = request.getfixturevalue("house" if request.param == "local" else "s3_house")
+    return made

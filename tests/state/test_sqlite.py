@@ -7,16 +7,25 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from storage_proxy.common.errors import StateUnavailable
+from storage_proxy.state import sqlite_reader
 from storage_proxy.state.attempts import RetryPolicy
+from storage_proxy.state.limits import TransactionFinished
 from storage_proxy.state.port import Transaction
 from storage_proxy.state.sqlite import SqliteKeyValueStore, SqliteOptions, open_sqlite
+from storage_proxy.state.sqlite_file import StateFile
+from storage_proxy.state.sqlite_reader import Reader
 from storage_proxy.state.sqlite_writer import Commit
 from tests.support.state import ONCE, read_all, sqlite_store
+
+_T = TypeVar("_T")
 
 
 async def put(store: SqliteKeyValueStore, key: bytes, value: bytes = b"") -> None:
@@ -294,6 +303,63 @@ async def test_cancellation_at_any_moment_leaves_nothing_behind(tmp_path: Path) 
         rows = dict(await read_all(store, b"", b"\xff"))
         assert rows.get(b"left") == rows.get(b"right")
         await put(store, b"a")
+
+
+async def test_what_is_read_at_once_goes_to_the_thread_together(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    async with sqlite_store(path) as store:
+        await put(store, b"7", b"seven")
+    hops = 0
+
+    class CountingReader(Reader):
+        def _submit(self, work: Callable[[], _T]) -> "Future[_T]":
+            nonlocal hops
+            hops += 1
+            return super()._submit(work)
+
+    reader = CountingReader(StateFile(path, busy_seconds=1, jitter=random.Random(1)))
+    found = await asyncio.gather(*(reader.read(partial(sqlite_reader.get, key=b"%d" % key)) for key in range(500)))
+    assert [value for _, value in found if value is not None] == [b"seven"]
+    assert {version for version, _ in found} == {1}
+    assert hops == 1
+    await asyncio.wrap_future(reader.close())
+
+
+async def test_after_a_failed_read_nothing_is_read_without_the_snapshot(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    async with sqlite_store(path) as store:
+        await put(store, b"a")
+    reader = Reader(StateFile(path, busy_seconds=1, jitter=random.Random(1)))
+    read = partial(sqlite_reader.get, key=b"a")
+
+    def broken(raw: sqlite3.Connection) -> None:
+        raw.execute("SELECT broken")
+
+    first, *others = await asyncio.gather(
+        reader.read(read), reader.read(broken), reader.read(read), return_exceptions=True
+    )
+    assert first == (1, b"")
+    assert [type(each) for each in others] == [StateUnavailable, StateUnavailable]
+    reader.roll_back()
+    assert await reader.read(read) == (1, b"")
+    await asyncio.wrap_future(reader.close())
+
+
+async def test_a_read_that_a_function_left_behind_is_refused_and_takes_no_snapshot(tmp_path: Path) -> None:
+    async with sqlite_store(tmp_path / "state.db") as store:
+        left: list[asyncio.Task[bytes | None]] = []
+
+        async def fn(transaction: Transaction) -> None:
+            left.append(asyncio.create_task(transaction.get(b"a")))
+            await asyncio.sleep(0)  # it has asked, and nothing is sent yet
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            await store.transact(fn)
+        with pytest.raises(TransactionFinished):
+            await left[0]
+        await put(store, b"a", b"1")
+        assert await read_all(store, b"", b"\xff") == [(b"a", b"1")]
 
 
 def test_a_loop_that_was_closed_during_a_commit_harms_nobody(tmp_path: Path) -> None:

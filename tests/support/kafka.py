@@ -21,11 +21,11 @@ class KafkaBroker:
     bootstrap_servers: str
 
     def options(self) -> KafkaOptions:
-        """Options for tests: few partitions, short pauses, impatient where it is away."""
+        """Options for tests: few partitions, short pauses."""
         return KafkaOptions(
             self.bootstrap_servers,
             topic_partitions=4,
-            request_timeout=5.0,
+            request_timeout=20.0,
             session_timeout=6.0,
             first_pause=0.05,
             longest_pause=0.5,

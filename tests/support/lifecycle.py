@@ -1,7 +1,5 @@
 """Everything that the end of blobs needs, wired: real state, real buckets, a bus in memory, a clock that is moved."""
 
-import asyncio
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,10 +7,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from storage_proxy.bus.port import Event, Message
+from storage_proxy.bus.pauses import PausePolicy
+from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.events import run_key
 from storage_proxy.common.wire import RunAccess
-from storage_proxy.lifecycle.backoff import Backoff
 from storage_proxy.lifecycle.control_worker import ControlWorker
 from storage_proxy.lifecycle.eraser import RunEraser
 from storage_proxy.lifecycle.jobs import Job, JobProgress, run_job
@@ -68,10 +66,6 @@ def kill_at(patch: pytest.MonkeyPatch, name: str, *, passes: int = 1) -> None:
         patch.setattr(f"storage_proxy.lifecycle.{module}.step", step)
 
 
-def dead_letter(message: Message, reason: str) -> Event:
-    return Event((message.key or b"").decode(), message.value, {"dlq-reason": reason.encode()})
-
-
 @dataclass
 class House:
     """One service. ``restarted`` gives another process of it."""
@@ -89,7 +83,7 @@ class House:
         self.runs = Runs(self.store, self.records, second_pass_seconds=SECOND_PASS_SECONDS, clock=self.clock)
         self.locks = Locks(self.store, self.records, lock_seconds=LOCK_SECONDS, clock=self.clock)
         self.eraser = RunEraser(self.store, self.records, self.buckets, self.metrics, clock=self.clock)
-        self.worker = ControlWorker(self.eraser, self.bus, self.metrics, dead_letter=dead_letter)
+        self.worker = ControlWorker(self.eraser, self.bus, self.metrics)
         self.sweeper = Sweeper(
             self.store, self.records, self.eraser, self.locks, self.metrics, owner="test", clock=self.clock
         )
@@ -106,7 +100,7 @@ class House:
             owner=owner,
             poll_seconds=0.01,
             clock=self.clock,
-            backoff=Backoff(0.001, 0.01, random.Random(1)),
+            pauses=PausePolicy(0.001, 0.01),
         )
 
     async def get(self, table: Table[Any], *key: Any) -> Any:
@@ -155,7 +149,7 @@ class House:
     async def put(self, run_id: str, paths: Iterable[str], *, bucket: str = "default") -> None:
         """Objects of a run."""
         keys = [run_key(run_id, path) for path in paths]
-        await asyncio.gather(*(self.stores[bucket].put(key, b"x") for key in keys))
+        await map_bounded(64, lambda key: self.stores[bucket].put(key, b"x"), keys)
 
     async def objects(self, prefix: str = "runs/", *, bucket: str = "default") -> list[str]:
         found: list[BlobStat] = []

@@ -24,9 +24,8 @@ class MemoryBus:
             raise BusUnavailable
         messages = self.topics[topic]
         for event in events:
-            messages.append(
-                Message(topic, 0, len(messages), event.key.encode(), event.value, self.clock(), event.headers)
-            )
+            key = event.key.encode() if isinstance(event.key, str) else event.key
+            messages.append(Message(topic, 0, len(messages), key, event.value, self.clock(), event.headers))
 
     def consume(self, topic: str, group: str, handler: Handler) -> AbstractAsyncContextManager[None]:
         raise NotImplementedError

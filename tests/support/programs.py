@@ -43,6 +43,15 @@ class Program:
 
     async def start(self, **environment: str) -> None:
         """Start, and wait until it is ready. ``environment`` is added to this process's own."""
+        await self.spawn(**environment)
+        async with asyncio.timeout(30):
+            while not await self.ready():
+                assert self.process is not None
+                assert self.process.returncode is None, self.log.read_text()
+                await asyncio.sleep(0.05)
+
+    async def spawn(self, **environment: str) -> None:
+        """Start, and wait for nothing: it may be meant to die before it is ready."""
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -56,10 +65,6 @@ class Program:
                 stdout=log,
                 env=os.environ | environment,
             )
-        async with asyncio.timeout(30):
-            while not await self.ready():
-                assert self.process.returncode is None, self.log.read_text()
-                await asyncio.sleep(0.05)
 
     async def ready(self) -> bool:
         try:
@@ -73,6 +78,15 @@ class Program:
         if self.process.returncode is None:
             self.process.send_signal(how)
         return await self.ended()
+
+    def send(self, how: signal.Signals) -> None:
+        """Send ``how``, and wait for nothing."""
+        assert self.process is not None
+        self.process.send_signal(how)
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.returncode is None
 
     async def ended(self) -> int:
         """Wait for the end; the exit code."""

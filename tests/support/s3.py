@@ -153,3 +153,15 @@ class PrivateS3:
     async def kill(self) -> None:
         """End it without a chance to say good-bye."""
         await asyncio.to_thread(self._run.stop, signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let it keep its connections and answer nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, signum: int) -> None:
+        pid = self._run.pid()
+        assert pid is not None, "the server does not run"
+        os.kill(pid, signum)
