@@ -4,15 +4,12 @@ The law: a blob is announced before it can arrive, its event in the same transac
 and what arrives for a run that was deleted meanwhile is removed again.
 """
 
-import asyncio
 import random
 import re
 import time
 import uuid
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
-from dataclasses import replace
-from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -27,7 +24,6 @@ from storage_proxy.common.errors import (
     RunDeleted,
     ServiceError,
     SizeMismatch,
-    StorageTimeout,
     UnsafeName,
     UploadIncomplete,
 )
@@ -39,28 +35,25 @@ from storage_proxy.common.tokens import UploadClaims
 from storage_proxy.common.values import moment
 from storage_proxy.common.wire import RUN_ID_PATTERN, PreparedUpload, RunAccess, UploadOrder, UploadTarget, Via
 from storage_proxy.ingest import transitions
-from storage_proxy.ingest.announcing import Announcement, Announcer, Claimed, Occupied, digest_of
+from storage_proxy.ingest.announcing import Announcements
 from storage_proxy.ingest.metrics import IngestMetrics
 from storage_proxy.ingest.options import IngestOptions
+from storage_proxy.ingest.pending import Announcement, Claimed, upload_id
 from storage_proxy.ingest.places import Announced, Place
 from storage_proxy.ingest.rows import Rows
 from storage_proxy.ingest.verification import Contradiction, Seen, Verifier, contradiction
 from storage_proxy.state.port import KeyValueStore, Transaction
-from storage_proxy.state.records import BlobRecord, BlobState, Claim, Records
+from storage_proxy.state.records import BlobRecord, BlobState, Records
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import (
     BlobStat,
-    DeletesBlobs,
     PresignsUploads,
     ReceivesUploads,
     UploadTerms,
 )
 
-_CLAIM_SECONDS = 60
-_CLAIM_PAUSE = 0.1
 _COMPLETE_LOOKS = 3
 _UPLOAD_ID = re.compile(rf"({RUN_ID_PATTERN.strip('^$')})~([0-9a-f]{{32}})", re.ASCII)
-_T = TypeVar("_T")
 
 
 class _AnnouncedAnew(Exception):
@@ -92,8 +85,9 @@ class Uploads:
         self._options = options
         self._metrics = metrics
         self._clock = clock
-        self._source = source or random.SystemRandom()
-        self._announcer = Announcer(store, records, options=options, clock=clock)
+        self._announcements = Announcements(
+            store, records, buckets, options=options, clock=clock, source=source or random.SystemRandom()
+        )
 
     # Prepare
 
@@ -119,7 +113,7 @@ class Uploads:
             event_id=event_id,
             now=int(now),
         )
-        await self._announce(
+        await self._announcements.announce(
             Announcement(
                 place,
                 announced,
@@ -157,43 +151,6 @@ class Uploads:
         if announced.size is not None:
             headers["Content-Length"] = str(announced.size)
         return None, headers
-
-    async def _announce(self, announcement: Announcement) -> None:
-        """Make the path pending. Raises `RunDeleted`, `RunBucketMismatch`, `BlobExists` and `Busy`."""
-        try:
-            await self._unclaimed(lambda: self._announcer.announce(announcement))
-        except Occupied:
-            announcement = replace(announcement, own=await self._discard(announcement.place))
-            try:
-                await self._unclaimed(lambda: self._announcer.announce(announcement))
-            except Occupied:  # the claim lapsed while the object was being discarded, or somebody was faster
-                raise Busy from None
-
-    async def _discard(self, place: Place) -> Claim | None:
-        """Remove the object of a record that was rejected or has expired: a new body is refused while it is there.
-
-        Under a claim, so that nobody verifies it in the meantime. The claim, for the transaction that ends it; None
-        when there is nothing to discard any more. When removing fails, the claim stands until it lapses: a request
-        that was sent may still be answered.
-        """
-        claim = Claim(self._source.getrandbits(62), int(self._clock()) + _CLAIM_SECONDS)
-
-        async def take(transaction: Transaction) -> bool:
-            rows = await Rows.read(transaction, self._records, [place], now=self._clock())
-            rows.admit(place)
-            held = rows.claim(place)
-            if held is not None and held != claim:
-                raise Claimed
-            before = rows.blob(place)
-            if before is None or before.state not in (BlobState.REJECTED, BlobState.EXPIRED):
-                return False
-            self._records.claims.set(transaction, claim, place.bucket, place.key)
-            return True
-
-        if not await self._transact(take):
-            return None
-        await self._remove(place)
-        return claim
 
     # Receive
 
@@ -247,7 +204,7 @@ class Uploads:
             return await self._record_received(place, announced, stat)
         except (RunDeleted, RunBucketMismatch):
             with suppress(ServiceError):  # what is left is the run's second pass's, or an orphan
-                await self._remove(place)
+                await self._announcements.remove(place)
             raise
 
     async def _admit(self, place: Place, announced: Announced, expires_at: int) -> Announced:
@@ -265,10 +222,10 @@ class Uploads:
                 raise BlobExists
             return Announced.by_record(before) if before is not None and before.state is BlobState.PENDING else None
 
-        recorded = await self._transact(fn)
+        recorded = await self._announcements.unclaimed(fn)
         if recorded is None:
             deadline = expires_at + self._options.upload_margin_seconds
-            await self._announce(Announcement(place, announced, expires_at, deadline))
+            await self._announcements.announce(Announcement(place, announced, expires_at, deadline))
         return recorded or announced
 
     async def _record_received(self, place: Place, announced: Announced, stat: BlobStat) -> BlobRecord:
@@ -287,7 +244,7 @@ class Uploads:
             rows.write()
             return blob
 
-        return await self._transact(fn)
+        return await self._announcements.unclaimed(fn)
 
     # Complete
 
@@ -357,36 +314,7 @@ class Uploads:
             rows.write()
             return blob, why
 
-        return await self._transact(fn)
-
-    # Shared
-
-    async def _transact(self, fn: Callable[[Transaction], Awaitable[_T]]) -> _T:
-        """What ``fn`` gives in a transaction, once the key is not being cleaned up. Raises `Busy`."""
-        return await self._unclaimed(lambda: self._store.transact(fn))
-
-    async def _unclaimed(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """What ``attempt`` gives once the key is not being cleaned up. Raises `Busy` when that takes too long."""
-        for _ in range(max(1, int(self._options.claim_wait_seconds / _CLAIM_PAUSE))):
-            try:
-                return await attempt()
-            except Claimed:
-                await asyncio.sleep(_CLAIM_PAUSE * self._source.uniform(0.5, 1.5))
-        raise Busy
-
-    async def _remove(self, place: Place) -> None:
-        bucket = self._buckets.get(place.bucket)
-        if isinstance(bucket, DeletesBlobs):
-            try:
-                async with asyncio.timeout(_CLAIM_SECONDS / 2):
-                    await bucket.delete_many([place.key])
-            except TimeoutError as error:
-                raise StorageTimeout from error
-
-
-def upload_id(place: Place) -> str:
-    """The name of the upload of one path of a run: the same however often it is prepared."""
-    return f"{place.run_id}~{digest_of(place.path)}"
+        return await self._announcements.unclaimed(fn)
 
 
 def _safe_place(target: UploadTarget) -> Place:
