@@ -83,7 +83,11 @@ class RunEraser:
                 await self._still(run_id, tombstone)
 
     def _stores_of(self, tombstone: Tombstone) -> Sequence[tuple[str, DeletesBlobs]]:
-        names = [name for name, _ in self._buckets] if tombstone.bucket is None else [tombstone.bucket]
+        names: Sequence[str] = [name for name, _ in self._buckets]
+        if tombstone.bucket is not None:
+            names = [tombstone.bucket]
+        elif tombstone.within is not None:
+            names = [name for name in names if name in tombstone.within]
         found = []
         for name in names:
             try:

@@ -115,13 +115,18 @@ class RunEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tombstone(Record):
-    """A deleted run; ``bucket`` is None when it never had a blob here. ``ended_at`` is when ``state`` was reached."""
+    """A deleted run. ``ended_at`` is when ``state`` was reached.
+
+    ``bucket`` is None when it never had a blob here: then its objects may be in any bucket, and ``within`` are those
+    that whoever deleted it may touch, None for all.
+    """
 
     bucket: str | None
     state: RunEnd
     deleted_at: int
     ended_at: int
     sweep_at: int
+    within: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import pytest
 from storage_proxy.bus.port import Event
 from storage_proxy.common.errors import StorageUnavailable
 from storage_proxy.common.events import run_deleted
+from storage_proxy.common.wire import RunAccess
 from storage_proxy.lifecycle import eraser as eraser_module
 from storage_proxy.state.records import BlobState, Mark, RunEnd
 from storage_proxy.stores.local import LocalBlobStore
@@ -76,6 +77,17 @@ async def test_an_unknown_run_is_looked_for_in_every_bucket(house: House) -> Non
     await house.relay_all()
     await house.control_all()
     assert [*await house.objects(), *await house.objects(bucket="media")] == []
+
+
+async def test_whoever_may_see_some_buckets_has_an_unknown_run_removed_from_no_other(house: House) -> None:
+    for bucket in ("default", "media"):
+        await house.put("r1", ["a"], bucket=bucket)
+    await house.runs.delete("r1", RunAccess(buckets="media,other"))
+    await house.relay_all()
+    await house.control_all()
+    await sweep_everything(house)
+    assert await house.objects() == ["runs/r1/a"]
+    assert await house.objects(bucket="media") == []
 
 
 async def test_the_tombstones_bucket_is_believed_and_not_the_messages(house: House) -> None:
