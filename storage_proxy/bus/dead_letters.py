@@ -1,14 +1,18 @@
 """Dead letters: messages that can never be processed, kept in a topic of their own until somebody replays them.
 
 The law: a dead letter's value and key are unchanged, and it remembers where it lay at first, through every replay.
+Only what the bus cannot take as a letter comes without them: nothing may keep its partition waiting for ever.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from storage_proxy.bus.port import Batch, Event, EventBus, EventTooLarge, Message, TopicPosition
+from storage_proxy.common.names import cut
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +21,10 @@ TOPIC_HEADER = "dlq-topic"
 PARTITION_HEADER = "dlq-partition"
 OFFSET_HEADER = "dlq-offset"
 
+_ORIGIN_HEADERS = (TOPIC_HEADER, PARTITION_HEADER, OFFSET_HEADER)
+
 _SUFFIX = ".dlq"
+_MAX_REASON_BYTES = 1000  # it may quote a name that a stranger gave to a member
 _MAX_NUMBER_DIGITS = 19  # an offset is a signed 64-bit number
 _LOOK_SECONDS = 1.0
 
@@ -44,7 +51,36 @@ def dead_letter(message: Message, reason: str) -> Event:
     }
     if origin(message) is not None:
         origin_headers = {name: message.headers[name] for name in origin_headers}
-    return Event(message.key, message.value, {**message.headers, **origin_headers, REASON_HEADER: reason.encode()})
+    told = cut(reason, _MAX_REASON_BYTES).encode()
+    return Event(message.key, message.value, {**message.headers, **origin_headers, REASON_HEADER: told})
+
+
+async def bury(bus: EventBus, topic: str, dead: Sequence[tuple[Message, str]]) -> None:
+    """Publish the dead letters of these messages of ``topic``, each with its reason. Raises `BusUnavailable`."""
+    try:
+        await bus.publish(dead_letter_topic(topic), [dead_letter(message, reason) for message, reason in dead])
+    except EventTooLarge:
+        for message, reason in dead:
+            await _bury_large(bus, topic, message, reason)
+
+
+async def _bury_large(bus: EventBus, topic: str, message: Message, reason: str) -> None:
+    """Publish one letter, with as much of its message as the bus takes."""
+    *larger, smallest = _ever_smaller(message, reason)
+    for letter in larger:
+        with suppress(EventTooLarge):
+            await bus.publish(dead_letter_topic(topic), [letter])
+            return
+    await bus.publish(dead_letter_topic(topic), [smallest])
+
+
+def _ever_smaller(message: Message, reason: str) -> Iterator[Event]:
+    """The letter; without a stranger's headers; and with nothing but where the message lies."""
+    yield dead_letter(message, reason)
+    known = origin(message) is not None
+    bare = replace(message, headers={name: message.headers[name] for name in _ORIGIN_HEADERS} if known else {})
+    yield dead_letter(bare, reason)
+    yield dead_letter(replace(bare, key=None, value=b""), f"too large for a letter, it is where it was: {reason}")
 
 
 def replayed(letter: Message) -> Event:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from storage_proxy.bus.dead_letters import dead_letter, dead_letter_topic, origin
+from storage_proxy.bus.dead_letters import bury, origin
 from storage_proxy.bus.port import Batch, EventBus, Message
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.errors import BucketNotFound, StorageUnavailable
@@ -136,10 +136,9 @@ class IngestWorker:
         """Publish dead letters: message indexes and their reasons."""
         if not dead:
             return
-        letters = [dead_letter(batch.messages[index], reason) for index, reason in dead.items()]
-        await self._bus.publish(dead_letter_topic(batch.topic), letters)
+        await bury(self._bus, batch.topic, [(batch.messages[index], reason) for index, reason in dead.items()])
         step("ingest-dead-lettered")
-        self._metrics.dead_letters.inc(len(letters))
+        self._metrics.dead_letters.inc(len(dead))
 
     def _count(self, recording: Recording) -> None:
         for each in recording.decisions:

@@ -6,7 +6,7 @@ A fault of anything makes the message wait, only what is no event goes to the de
 
 import logging
 
-from storage_proxy.bus.dead_letters import dead_letter, dead_letter_topic
+from storage_proxy.bus.dead_letters import bury
 from storage_proxy.bus.port import Batch, EventBus, Message
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.errors import Internal, ServiceError
@@ -48,8 +48,8 @@ class ControlWorker:
         try:
             return parse_run_deleted(message.value).run_id
         except Poison as poison:
-            letter = dead_letter(message, poison.reason)
-        await self._bus.publish(dead_letter_topic(message.topic), [letter])
+            reason = poison.reason
+        await bury(self._bus, message.topic, [(message, reason)])
         self._metrics.poison.inc()
         return None
 
