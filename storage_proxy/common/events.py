@@ -149,7 +149,8 @@ def parse_run_deleted(value: bytes) -> RunDeletedEvent:
 
 def blob_ref(run_id: str, payload: Mapping[str, Any], *, event_id: str, now: int) -> str:
     """The JSON of a `BlobRef`; ``now`` in epoch seconds."""
-    event = BlobRef(id=event_id, run_id=run_id, occurred_at=moment(now), payload=BlobRefPayload(**payload))
+    members = {"id": event_id, "run_id": run_id, "occurred_at": moment(now), "payload": payload}
+    event = BlobRef.model_validate(members)
     return event.model_dump_json(by_alias=True, exclude_none=True)
 
 

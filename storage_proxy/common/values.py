@@ -8,7 +8,7 @@ from pydantic import AfterValidator, PlainSerializer, StringConstraints, WithJso
 
 def rfc3339(seconds: int) -> str:
     """Whole seconds since the epoch as RFC 3339, UTC, ending in ``Z``."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00") + "Z"
 
 
 def _whole_seconds(moment: datetime) -> datetime:

@@ -292,15 +292,18 @@ class _Codec(Generic[_Record]):
     def __init__(self, kind: type[_Record]) -> None:
         self._kind = kind
         hints = get_type_hints(kind)
-        self._fields = [(each.name, each.default, _reviver(hints[each.name])) for each in fields(kind)]  # type: ignore[arg-type]
+        self._defaults = [(each.name, each.default) for each in fields(kind)]  # type: ignore[arg-type]
+        self._revivers = [(name, revive) for name, _ in self._defaults if (revive := _reviver(hints[name])) is not None]
+        # One encoder: json.dumps makes a new one for each value that is not written in its own way.
+        self._json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
     def encode(self, record: _Record) -> bytes:
         written: dict[str, Any] = {"v": self._kind.version}
-        for name, default, _ in self._fields:
+        for name, default in self._defaults:
             value = getattr(record, name)
             if value != default and value != {}:
                 written[name] = value
-        return json.dumps(written, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+        return self._json(written).encode("utf-8", "surrogateescape")
 
     def decode(self, value: bytes) -> _Record:
         """Raises `StateUnavailable` for what no version so far has written: a newer one, or damage."""
@@ -308,8 +311,8 @@ class _Codec(Generic[_Record]):
             read = json.loads(value.decode("utf-8", "surrogateescape"))
             version = read.pop("v")
             if version == self._kind.version:
-                for name, _, revive in self._fields:
-                    if revive is not None and read.get(name) is not None:
+                for name, revive in self._revivers:
+                    if read.get(name) is not None:
                         read[name] = revive(read[name])
                 return self._kind(**read)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
