@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from storage_proxy.bus.dead_letters import bury, origin
 from storage_proxy.bus.port import Batch, EventBus, Message
 from storage_proxy.common.concurrency import map_bounded
-from storage_proxy.common.errors import BucketNotFound, StorageUnavailable
+from storage_proxy.common.errors import BucketNotFound, StorageError, StorageUnavailable
 from storage_proxy.common.events import Poison, parse_blob_ref
 from storage_proxy.common.steps import step
 from storage_proxy.ingest.metrics import IngestMetrics
@@ -96,7 +96,13 @@ class IngestWorker:
         return Heard(place, Announced.by_event(event.payload), Order(*order), None, nbytes=len(message.value))
 
     async def _looked_at(self, heard: Heard) -> Heard:
-        seen = await self._verifier.look(heard.place, size=heard.announced.size)
+        try:
+            seen = await self._verifier.look(heard.place, size=heard.announced.size)
+        except StorageError:
+            # A store that works may refuse one object for ever: one encrypted with its producer's key, an archived one.
+            # It stays pending, for the reconciler; when it is the store that fails, this raises, and everything waits.
+            await self._buckets.get(heard.place.bucket).probe()
+            return heard
         return heard if seen is None else replace(heard, seen=seen)
 
     async def _record(self, batch: Batch, portion: Sequence[Heard], indexes: Sequence[int]) -> int:
