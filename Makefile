@@ -41,7 +41,7 @@ services-stop: ## stop them
 	@test ! -x $(BIN)/python || $(BIN)/python -m tools.services stop
 
 bench: $(VENV)/.test ## compare with peers on a real S3 server (ARGS="--small" for a quick look)
-	@test -x .services/bin/versitygw || $(MAKE) --no-print-directory services
+	@test -x .services/bin/versitygw || $(BIN)/python -m tools.services start s3
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## stop the services, and remove what was made here except the blobs in var/

@@ -134,7 +134,7 @@ class EmbeddedBusSettings(Section):
     """Of topics that are made from now on; those that exist keep theirs."""
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0
     retention_seconds: Annotated[int, Field(ge=1)] | None = 604_800
-    max_event_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
+    max_event_bytes: Annotated[int, Field(ge=16_384)] = 1 << 20
 
 
 class KafkaBusSettings(Section):
@@ -156,7 +156,7 @@ class KafkaBusSettings(Section):
     request_timeout_seconds: Seconds = 10.0
     topic_partitions: Annotated[int, Field(ge=1, le=1024)] = 8
     topic_replication: Annotated[int, Field(ge=1, le=32)] | None = None
-    max_event_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
+    max_event_bytes: Annotated[int, Field(ge=16_384)] = 1 << 20
 
     @model_validator(mode="after")
     def _sasl_has_credentials(self) -> Self:

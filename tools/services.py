@@ -364,23 +364,24 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.services) - set(names):
         parser.error(f"no such service: {', '.join(sorted(unknown))}")
-    try:
-        for service in SERVICES:
-            if arguments.services and service.name not in arguments.services:
-                continue
+    failures = 0
+    for service in SERVICES:
+        if arguments.services and service.name not in arguments.services:
+            continue
+        try:
             if arguments.action == "start":
                 print(f"{service.name}: port {running(service).start()}", file=sys.stderr)
             elif arguments.action == "stop":
                 running(service).stop()
-    except Failed as failure:
-        print(failure, file=sys.stderr)
-        return 1
+        except Failed as failure:  # the others are of use without it
+            print(f"{service.name}: {failure}", file=sys.stderr)
+            failures += 1
     lines = [f"{name}={value}" for name, value in environment().items()]
     if HOME.exists():
         (HOME / "env").write_text("".join(f"{line}\n" for line in lines))
     if arguments.action == "env":
         print("\n".join(lines))
-    return 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,26 +1,40 @@
 """Dead letters: messages that can never be processed, kept in a topic of their own until somebody replays them.
 
 The law: a dead letter's value and key are unchanged, and it remembers where it lay at first, through every replay.
+Only what the bus cannot take as a letter comes without them: nothing may keep its partition waiting for ever.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from storage_proxy.bus.port import Batch, Event, EventBus, Message, TopicPosition
+from storage_proxy.bus.port import Batch, Event, EventBus, EventTooLarge, Message, TopicPosition
+from storage_proxy.common.names import cut
+
+_log = logging.getLogger(__name__)
 
 REASON_HEADER = "dlq-reason"
 TOPIC_HEADER = "dlq-topic"
 PARTITION_HEADER = "dlq-partition"
 OFFSET_HEADER = "dlq-offset"
 
+_ORIGIN_HEADERS = (TOPIC_HEADER, PARTITION_HEADER, OFFSET_HEADER)
+
 _SUFFIX = ".dlq"
+_MAX_REASON_BYTES = 1000  # it may quote a name that a stranger gave to a member
 _MAX_NUMBER_DIGITS = 19  # an offset is a signed 64-bit number
 _LOOK_SECONDS = 1.0
 
 
 def dead_letter_topic(topic: str) -> str:
     return f"{topic}{_SUFFIX}"
+
+
+def is_dead_letter_topic(topic: str) -> bool:
+    return topic.endswith(_SUFFIX)
 
 
 def replay_group(topic: str) -> str:
@@ -37,7 +51,36 @@ def dead_letter(message: Message, reason: str) -> Event:
     }
     if origin(message) is not None:
         origin_headers = {name: message.headers[name] for name in origin_headers}
-    return Event(message.key, message.value, {**message.headers, **origin_headers, REASON_HEADER: reason.encode()})
+    told = cut(reason, _MAX_REASON_BYTES).encode()
+    return Event(message.key, message.value, {**message.headers, **origin_headers, REASON_HEADER: told})
+
+
+async def bury(bus: EventBus, topic: str, dead: Sequence[tuple[Message, str]]) -> None:
+    """Publish the dead letters of these messages of ``topic``, each with its reason. Raises `BusUnavailable`."""
+    try:
+        await bus.publish(dead_letter_topic(topic), [dead_letter(message, reason) for message, reason in dead])
+    except EventTooLarge:
+        for message, reason in dead:
+            await _bury_large(bus, topic, message, reason)
+
+
+async def _bury_large(bus: EventBus, topic: str, message: Message, reason: str) -> None:
+    """Publish one letter, with as much of its message as the bus takes."""
+    *larger, smallest = _ever_smaller(message, reason)
+    for letter in larger:
+        with suppress(EventTooLarge):
+            await bus.publish(dead_letter_topic(topic), [letter])
+            return
+    await bus.publish(dead_letter_topic(topic), [smallest])
+
+
+def _ever_smaller(message: Message, reason: str) -> Iterator[Event]:
+    """The letter; without a stranger's headers; and with nothing but where the message lies."""
+    yield dead_letter(message, reason)
+    known = origin(message) is not None
+    bare = replace(message, headers={name: message.headers[name] for name in _ORIGIN_HEADERS} if known else {})
+    yield dead_letter(bare, reason)
+    yield dead_letter(replace(bare, key=None, value=b""), f"too large for a letter, it is where it was: {reason}")
 
 
 def replayed(letter: Message) -> Event:
@@ -87,8 +130,9 @@ async def replay(
 ) -> int:
     """Publish pending dead letters to ``topic`` again, then commit that; how many. A crash in between only repeats.
 
-    At most ``limit`` of them, and of those that were there when it began. Letters that ``only`` refuses stay pending:
-    they go to the end of the dead letters. Two replays at once share the letters. Raises `BusUnavailable`.
+    At most ``limit`` of them, and of those that were there when it began. Letters that ``only`` refuses, and those that
+    have become too large for ``topic``, stay pending: they go to the end of the dead letters. Two replays at once share
+    the letters. Raises `BusUnavailable`; what was published before that is committed.
     """
     last: dict[int, int] = {}
     async for batch in pending_letters(bus, topic):
@@ -101,6 +145,8 @@ async def replay(
         while not await work.finished(_LOOK_SECONDS):
             # Another replay may have done the rest; and if the bus is away, this says so.
             work.note(await bus.positions(dead_letter_topic(topic), replay_group(topic)))
+    if work.failure is not None:
+        raise work.failure
     return work.count
 
 
@@ -124,41 +170,45 @@ class _Replay:
         self._finished = asyncio.Event()
         self._under_way = 0
         self.count = 0
+        self.failure: Exception | None = None
 
     async def handle(self, batch: Batch) -> int:
+        last = self._last.get(batch.partition, -1)
         self._under_way += 1
+        done = 0
         try:
-            done = await self._replayed(batch)
+            for letter in batch.messages:
+                if self._has_enough() or letter.offset > last:
+                    break
+                await self._publish(letter)
+                done += 1
+                if letter.offset == last:
+                    self._waiting.discard(batch.partition)
+        except Exception as error:  # noqa: BLE001 raised by `replay`: whoever replays decides on another try
+            self.failure = error
         finally:
             self._under_way -= 1
         if self.is_finished():
             self._finished.set()
         return done
 
-    async def _replayed(self, batch: Batch) -> int:
-        """How many of the batch's letters are replayed; all that have to be."""
-        last = self._last.get(batch.partition, -1)
-        for done, letter in enumerate(batch.messages):
-            if self._has_enough() or letter.offset > last:
-                return done
-            await self._publish(letter)
-            if letter.offset == last:
-                self._waiting.discard(batch.partition)
-        return len(batch.messages)
-
     async def _publish(self, letter: Message) -> None:
-        if self._only is not None and not self._only(letter):
-            await self._bus.publish(dead_letter_topic(self._topic), [replayed(letter)])
-            return
-        self.count += 1  # before it is there: partitions are replayed side by side
-        try:
-            await self._bus.publish(self._topic, [replayed(letter)])
-        except BaseException:
-            self.count -= 1
-            raise
+        if self._only is None or self._only(letter):
+            self.count += 1  # before it is there: partitions are replayed side by side
+            try:
+                await self._bus.publish(self._topic, [replayed(letter)])
+            except EventTooLarge as error:
+                self.count -= 1
+                _log.warning("a dead letter of %s is too large for it now: %s", self._topic, error.detail)
+            except BaseException:
+                self.count -= 1
+                raise
+            else:
+                return
+        await self._bus.publish(dead_letter_topic(self._topic), [replayed(letter)])
 
     def _has_enough(self) -> bool:
-        return self._limit is not None and self.count >= self._limit
+        return self.failure is not None or (self._limit is not None and self.count >= self._limit)
 
     def is_finished(self) -> bool:
         return not self._under_way and (not self._waiting or self._has_enough())

@@ -20,7 +20,8 @@ from storage_proxy.bus.embedded_worker import Worker
 from storage_proxy.bus.observer import BusObserver, NoObserver
 from storage_proxy.bus.partitions import Consumption
 from storage_proxy.bus.pauses import PausePolicy
-from storage_proxy.bus.port import Event, EventTooLarge, Handler, Message, TopicPosition
+from storage_proxy.bus.port import Event, Handler, Message, TopicPosition
+from storage_proxy.bus.sizes import check_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,7 @@ class EmbeddedBus:
         self._topics: dict[str, Topic] = {}
 
     async def publish(self, topic: str, events: Sequence[Event]) -> None:
-        for event in events:
-            if (size := log.size(event)) > self._options.max_event_bytes:
-                raise EventTooLarge(f"An event has {size} bytes, the bus takes {self._options.max_event_bytes}")
+        check_sizes(topic, events, self._options.max_event_bytes)
         if not events:
             return
         into = await self._topic(topic)

@@ -8,20 +8,15 @@ import sqlite3
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from storage_proxy.bus.port import Event, Message, TopicPosition
+from storage_proxy.bus.sizes import key_bytes
 
 _PRUNED_AT_ONCE = 1_000
 
 _READ = """SELECT offset, key, value, headers, timestamp FROM messages
 WHERE topic = ? AND partition = ? AND offset >= ? AND offset < ? ORDER BY offset LIMIT ?"""
-
-# A message goes when it is old and every group has it behind itself; where there is no group, nothing goes.
-_PRUNE = """DELETE FROM messages WHERE rowid IN (
-    SELECT m.rowid FROM messages AS m JOIN (
-        SELECT topic, partition, min(next) AS next FROM offsets GROUP BY topic, partition
-    ) AS o ON m.topic = o.topic AND m.partition = o.partition AND m.offset < o.next
-    WHERE m.timestamp < ? LIMIT ?)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +44,9 @@ def ensure_topic(raw: sqlite3.Connection, name: str, partitions: int) -> Topic:
     return Topic(topic, name, existing)
 
 
-def key_bytes(event: Event) -> bytes | None:
-    return event.key.encode() if isinstance(event.key, str) else event.key
-
-
 def partition_of(key: bytes | None, value: bytes, partitions: int) -> int:
     """Where an event goes: the same key to the same partition, in every process and for ever."""
     return zlib.crc32(value if key is None else key) % partitions
-
-
-def size(event: Event) -> int:
-    """Bytes that the event's own parts take."""
-    headers = sum(len(name.encode()) + len(value) for name, value in event.headers.items())
-    return len(key_bytes(event) or b"") + len(event.value) + headers
 
 
 def append(raw: sqlite3.Connection, topic: Topic, events: Sequence[Event], timestamp: float) -> None:
@@ -134,5 +119,22 @@ def positions(raw: sqlite3.Connection, topic: Topic, group: str) -> list[TopicPo
 
 
 def prune(raw: sqlite3.Connection, older_than: float) -> int:
-    """Remove some messages that are older and that every group has consumed; how many. There may be more."""
-    return raw.execute(_PRUNE, (older_than, _PRUNED_AT_ONCE)).rowcount
+    """Remove some messages that are older and that every group has consumed; how many. There may be more.
+
+    A topic that no group has consumed keeps all: nobody has seen them.
+    """
+    removed = 0
+    consumed = raw.execute("SELECT topic, partition, min(next) FROM offsets GROUP BY topic, partition").fetchall()
+    for topic, partition, before in consumed:
+        oldest = raw.execute(
+            "SELECT offset, timestamp FROM messages WHERE topic = ? AND partition = ? AND offset < ?"
+            " ORDER BY offset LIMIT ?",
+            (topic, partition, before, _PRUNED_AT_ONCE),
+        )
+        old = [offset for offset, _ in takewhile(lambda row: row[1] < older_than, oldest)]
+        oldest.close()
+        if old:
+            removed += raw.execute(
+                "DELETE FROM messages WHERE topic = ? AND partition = ? AND offset <= ?", (topic, partition, old[-1])
+            ).rowcount
+    return removed

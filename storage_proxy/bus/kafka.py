@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from storage_proxy.bus.kafka_background import Background
 from storage_proxy.bus.kafka_consumer import KafkaMember, message_of
 from storage_proxy.bus.kafka_errors import translated
+from storage_proxy.bus.kafka_logs import drop_repetitions
 from storage_proxy.bus.kafka_options import KafkaOptions, reader_options
 from storage_proxy.bus.kafka_producer import KafkaProducer
 from storage_proxy.bus.kafka_topics import KafkaTopics
@@ -21,6 +22,8 @@ from storage_proxy.bus.observer import BusObserver, NoObserver
 from storage_proxy.bus.partitions import Consumption
 from storage_proxy.bus.pauses import PausePolicy
 from storage_proxy.bus.port import Event, Handler, Message, TopicPosition
+from storage_proxy.bus.sizes import check_sizes
+from storage_proxy.common.errors import BusUnavailable
 
 _LOOK_MILLISECONDS = 200
 _HEAD_BYTES = 2**14  # enough for the first message of a partition; Kafka sends it even if it is larger
@@ -31,6 +34,7 @@ async def open_kafka_bus(
     options: KafkaOptions, *, observer: BusObserver | None = None, jitter: random.Random | None = None
 ) -> AsyncIterator["KafkaBus"]:
     """The bus, closed on leaving. It opens while Kafka is away; `probe` says whether it is there."""
+    drop_repetitions()
     bus = KafkaBus(options, observer or NoObserver(), jitter or random.SystemRandom())
     try:
         yield bus
@@ -50,10 +54,15 @@ class KafkaBus:
         self._producer = KafkaProducer(options, self._background)
 
     async def publish(self, topic: str, events: Sequence[Event]) -> None:
+        check_sizes(topic, events, self._options.max_event_bytes)
         if not events:
             return
         await self._topics.ensure(topic)
-        await self._producer.send(topic, events)
+        try:
+            await self._producer.send(topic, events)
+        except BusUnavailable:
+            self._topics.forget(topic)
+            raise
         self._observer.published(topic, len(events))
 
     def consume(self, topic: str, group: str, handler: Handler) -> AbstractAsyncContextManager[None]:
@@ -103,7 +112,7 @@ class KafkaBus:
         await self._background.aclose()
 
     async def _partitions(self, topic: str) -> Sequence[TopicPartition]:
-        return [TopicPartition(topic, each) for each in range(await self._topics.ensure(topic))]
+        return [TopicPartition(topic, each) for each in range(await self._topics.partitions(topic))]
 
     @asynccontextmanager
     async def _reader(

@@ -123,6 +123,7 @@ class KafkaMember:
                 _log.warning("%s joins again: %s", self._consumption.group, error.detail)
             except Exception:  # noqa: BLE001 logged, and tried again for ever
                 _log.exception("%s joins again", self._consumption.group)
+            self._topics.forget(self._consumption.topic)
             if asyncio.get_running_loop().time() - began > self._consumption.pauses.longest:
                 pauses.reset()  # it had worked meanwhile
             await pauses.wait()

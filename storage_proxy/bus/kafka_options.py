@@ -9,6 +9,9 @@ from typing import Any, Literal
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
+# A dead letter is as large as the message was, and some headers. Kafka takes requests of 100 MiB by default.
+MAX_MESSAGE_BYTES = 2**26
+
 # An idle partition's messages wait for the fetch that is under way for the others: so long at most.
 _FETCH_MILLISECONDS = 100
 
@@ -66,7 +69,7 @@ def producer_options(options: KafkaOptions) -> Mapping[str, Any]:
         **client_options(options),
         "enable_idempotence": True,
         "acks": "all",
-        "max_request_size": options.max_event_bytes,
+        "max_request_size": MAX_MESSAGE_BYTES,
         "max_batch_size": 2**17,
     }
 

@@ -13,6 +13,7 @@ from storage_proxy.bus.kafka_background import Background
 from storage_proxy.bus.kafka_errors import translated
 from storage_proxy.bus.kafka_options import KafkaOptions, producer_options
 from storage_proxy.bus.port import Event
+from storage_proxy.bus.sizes import key_bytes
 from storage_proxy.common.errors import BusUnavailable
 
 
@@ -87,8 +88,9 @@ class KafkaProducer:
 
 
 async def _send(producer: AIOKafkaProducer, topic: str, event: Event) -> "asyncio.Future[object]":
-    key = event.key.encode() if isinstance(event.key, str) else event.key
-    sent: asyncio.Future[object] = await producer.send(topic, event.value, key, headers=list(event.headers.items()))
+    sent: asyncio.Future[object] = await producer.send(
+        topic, event.value, key_bytes(event), headers=list(event.headers.items())
+    )
     sent.add_done_callback(lambda each: each.cancelled() or each.exception())  # somebody has seen it
     return sent
 

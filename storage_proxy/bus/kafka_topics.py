@@ -13,9 +13,10 @@ from aiokafka.errors import (
     for_code,
 )
 
+from storage_proxy.bus.dead_letters import is_dead_letter_topic
 from storage_proxy.bus.kafka_background import Background
 from storage_proxy.bus.kafka_errors import translated
-from storage_proxy.bus.kafka_options import KafkaOptions, client_options
+from storage_proxy.bus.kafka_options import MAX_MESSAGE_BYTES, KafkaOptions, client_options
 from storage_proxy.common.errors import BusUnavailable
 
 # Refused to us is not refused to the operator: the topic may be there, or may be made by hand.
@@ -25,19 +26,35 @@ _LOOK_SECONDS = 0.05
 
 
 class KafkaTopics:
-    """The topics that are known to exist, with their number of partitions."""
+    """The topics that are known to exist."""
 
     def __init__(self, options: KafkaOptions, background: Background) -> None:
         self._options = options
         self._background = background
-        self._known: dict[str, int] = {}
+        self._known: set[str] = set()
+        self._looking: dict[str, asyncio.Task[int]] = {}
 
-    async def ensure(self, name: str) -> int:
-        """How many partitions the topic has. Raises `BusUnavailable` when it is not there and cannot be made."""
-        if name not in self._known:
-            async with translated(f"looking for topic {name}", seconds=self._options.request_timeout):
-                self._known[name] = await self._background.finish(self._find_or_make(name))
-        return self._known[name]
+    async def ensure(self, name: str) -> None:
+        """Return when the topic is there, at once when it was. Raises `BusUnavailable` when it cannot be made."""
+        if name in self._known:
+            return
+        if name not in self._looking:  # one look for all who need the topic at once
+            self._looking[name] = self._background.begin(self._find_or_make(name))
+            self._looking[name].add_done_callback(lambda _: self._looking.pop(name))
+        async with translated(f"looking for topic {name}", seconds=self._options.request_timeout):
+            await asyncio.shield(self._looking[name])
+        self._known.add(name)
+
+    async def partitions(self, name: str) -> int:
+        """How many partitions the topic has now: an operator may have given it more. Raises like `ensure`."""
+        async with translated(f"looking for topic {name}", seconds=self._options.request_timeout):
+            partitions = await self._background.finish(self._find_or_make(name))
+        self._known.add(name)
+        return partitions
+
+    def forget(self, name: str) -> None:
+        """Look for the topic the next time: it may be gone."""
+        self._known.discard(name)
 
     async def _find_or_make(self, name: str) -> int:
         deadline = asyncio.get_running_loop().time() + self._options.request_timeout
@@ -50,6 +67,9 @@ class KafkaTopics:
                 if asyncio.get_running_loop().time() > deadline:
                     raise BusUnavailable(f"Topic {name} has no leader")
                 await asyncio.sleep(_LOOK_SECONDS)
+        except AttributeError as error:  # of the controller, which aiokafka takes for granted
+            raise BusUnavailable("Kafka has no controller yet") from error
+        else:
             return partitions
         finally:
             await admin.close()
@@ -58,13 +78,23 @@ class KafkaTopics:
         replicas = self._options.topic_replication
         if replicas is None:
             replicas = min(_REPLICAS, len((await admin.describe_cluster())["brokers"]))
-        answer = await admin.create_topics([NewTopic(name, self._options.topic_partitions, replicas)])
+        topic = NewTopic(name, self._options.topic_partitions, replicas, topic_configs=_configuration(name))
+        answer = await admin.create_topics([topic])
         for _, code, *_ in answer.topic_errors:
             error = for_code(code)
             if error in _REFUSALS:
                 raise BusUnavailable(f"Topic {name} does not exist, and Kafka does not let this program make it")
             if error not in (NoError, TopicAlreadyExistsError):
                 raise error(name)
+
+
+def _configuration(name: str) -> dict[str, str]:
+    # A message is as old as the broker says, whatever clock its producer has.
+    configuration = {"message.timestamp.type": "LogAppendTime"}
+    if is_dead_letter_topic(name):
+        # Each finds room, and stays until somebody has looked at it.
+        configuration |= {"max.message.bytes": str(MAX_MESSAGE_BYTES), "retention.ms": "-1"}
+    return configuration
 
 
 async def _partitions_by_topic(admin: AIOKafkaAdminClient) -> Mapping[str, int]:

@@ -83,7 +83,8 @@ class BlobRefPayload(Wire):
     @field_validator("attributes")
     @classmethod
     def _attributes_are_small(cls, attributes: dict[str, Any] | None) -> dict[str, Any] | None:
-        if attributes is not None and len(json.dumps(attributes)) > MAX_ATTRIBUTES_BYTES:
+        # NaN and Infinity, which the parser takes, are no JSON: an answer could not show them.
+        if attributes is not None and len(json.dumps(attributes, allow_nan=False)) > MAX_ATTRIBUTES_BYTES:
             raise ValueError(f"has more than {MAX_ATTRIBUTES_BYTES} bytes")
         if _is_deeper(attributes, MAX_ATTRIBUTES_DEPTH):
             raise ValueError(f"is nested more than {MAX_ATTRIBUTES_DEPTH} deep")
@@ -148,7 +149,8 @@ def parse_run_deleted(value: bytes) -> RunDeletedEvent:
 
 def blob_ref(run_id: str, payload: Mapping[str, Any], *, event_id: str, now: int) -> str:
     """The JSON of a `BlobRef`; ``now`` in epoch seconds."""
-    event = BlobRef(id=event_id, run_id=run_id, occurred_at=moment(now), payload=BlobRefPayload(**payload))
+    members = {"id": event_id, "run_id": run_id, "occurred_at": moment(now), "payload": payload}
+    event = BlobRef.model_validate(members)
     return event.model_dump_json(by_alias=True, exclude_none=True)
 
 

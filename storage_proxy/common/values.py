@@ -8,13 +8,16 @@ from pydantic import AfterValidator, PlainSerializer, StringConstraints, WithJso
 
 def rfc3339(seconds: int) -> str:
     """Whole seconds since the epoch as RFC 3339, UTC, ending in ``Z``."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00") + "Z"
 
 
 def _whole_seconds(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("a time needs its offset from UTC")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time lies in the years 1 to 9999 of UTC") from None
 
 
 Timestamp = Annotated[

@@ -181,7 +181,12 @@ class RunAccess(Wire):
 
     def allows(self, bucket: str | None) -> bool:
         """Whether a run of ``bucket`` may be seen; one that has none may."""
-        return self.buckets is None or bucket is None or bucket in self.buckets.split(",")
+        return self.names is None or bucket is None or bucket in self.names
+
+    @property
+    def names(self) -> list[str] | None:
+        """The buckets that may be seen; None for all."""
+        return None if self.buckets is None else self.buckets.split(",")
 
 
 class PlanRequest(ArchiveSelection, RunAccess):

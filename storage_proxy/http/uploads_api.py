@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass, field
 
 from aiohttp import hdrs, web
 
@@ -43,13 +44,27 @@ from storage_proxy.ingest.metrics import IngestMetrics
 from storage_proxy.ingest.uploads import Uploads
 
 _log = logging.getLogger(__name__)
-_STALLED: web.RequestKey[bool] = web.RequestKey("stalled", bool)
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 _GUARDS = {
     hdrs.CACHE_CONTROL: "private, no-store",
     hdrs.REFERRER_POLICY: "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """What the log line of one upload says. ``received`` counts the bytes of the body that came."""
+
+    received: int = 0
+    stalled: bool = False
+    outcome: str = "complete"
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def gone(self) -> str:
+        """Why the connection ended when the drain did not end it."""
+        return "client-stalled" if self.stalled else "client-gone"
 
 
 class UploadHandlers:
@@ -93,27 +108,26 @@ class UploadHandlers:
         The blob is there when all of it has arrived, or not at all. The answer is its record, with its ETag.
         """
         length = _length(request)
-        began = time.monotonic()
-        outcome = "complete"
+        transfer = _Transfer()
         with self._slots.taken(claims.jti):
             try:
-                async with aclosing(self._body(request)) as body:
+                async with aclosing(self._body(request, transfer)) as body:
                     record = await self._uploads.receive(claims, body, length)
             except ServiceError as error:
-                outcome = error.code
+                transfer.outcome = error.code
                 raise
             except ConnectionError:  # nobody is left to be told
-                outcome = _gone(request)
+                transfer.outcome = transfer.gone
                 abort(request)
                 raise InvalidRequest("The body broke off") from None
             except asyncio.CancelledError:
-                outcome = _gone(request) if request.transport is None else "drained"
+                transfer.outcome = transfer.gone if request.transport is None else "drained"
                 raise
             except BaseException:
-                outcome = "internal"
+                transfer.outcome = "internal"
                 raise
             finally:
-                self._finished(request, claims, length, time.monotonic() - began, outcome)
+                self._finished(request, claims, transfer)
         answer = run_blob(claims.run_id, claims.path, record)
         return web.Response(
             status=201,
@@ -122,7 +136,7 @@ class UploadHandlers:
             headers={**_GUARDS, hdrs.ETAG: record.etag},
         )
 
-    async def _body(self, request: web.Request) -> AsyncGenerator[bytes, None]:
+    async def _body(self, request: web.Request, transfer: _Transfer) -> AsyncGenerator[bytes, None]:
         """The chunks of the body as they arrive; the client is invited to send it by the first question for one."""
         await send_continue(request)
         while True:
@@ -130,31 +144,27 @@ class UploadHandlers:
                 async with asyncio.timeout(self._stall_seconds):
                     chunk = await request.content.readany()
             except TimeoutError:
-                request[_STALLED] = True
+                transfer.stalled = True
                 abort(request)
                 raise ConnectionResetError("the client sent nothing for too long") from None
             if not chunk:
                 return
+            transfer.received += len(chunk)
             self._metrics.received_bytes.inc(len(chunk))
             yield chunk
 
-    def _finished(self, request: web.Request, claims: UploadClaims, length: int, seconds: float, outcome: str) -> None:
+    def _finished(self, request: web.Request, claims: UploadClaims, transfer: _Transfer) -> None:
         request[LOGGED] = True
         _log.info(
             "upload",
             extra={
                 "request_id": request[REQUEST_ID],
                 "jti_hash": claims.jti_hash,
-                "bytes": length,
-                "seconds": round(seconds, 3),
-                "outcome": outcome,
+                "bytes": transfer.received,
+                "seconds": round(time.monotonic() - transfer.began, 3),
+                "outcome": transfer.outcome,
             },
         )
-
-
-def _gone(request: web.Request) -> str:
-    """Why the connection ended when the drain did not end it."""
-    return "client-stalled" if request.get(_STALLED) else "client-gone"
 
 
 def _length(request: web.Request) -> int:

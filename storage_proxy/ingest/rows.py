@@ -56,11 +56,11 @@ class Rows:
                 + [records.claims.key(place.bucket, place.key) for place in wanted]
             )
         )
-        rows._tombstones = {run_id: records.tombstones.value(next(values)) for run_id in runs}
-        rows._runs = {run_id: records.runs.value(next(values)) for run_id in runs}
-        rows._totals = {run_id: records.totals.value(next(values)) for run_id in runs}
-        rows._read = {blob: records.blobs.value(next(values)) for blob in blobs}
-        rows._claims = {place: records.claims.value(next(values)) for place in wanted}
+        rows._tombstones = {run_id: records.tombstones.found(next(values)) for run_id in runs}
+        rows._runs = {run_id: records.runs.found(next(values)) for run_id in runs}
+        rows._totals = {run_id: records.totals.found(next(values)) for run_id in runs}
+        rows._read = {blob: records.blobs.found(next(values)) for blob in blobs}
+        rows._claims = {place: records.claims.found(next(values)) for place in wanted}
         return rows
 
     def admit(self, place: Place) -> None:

@@ -10,6 +10,7 @@ from storage_proxy.ingest.options import IngestOptions
 from storage_proxy.ingest.places import Announced, Place
 from storage_proxy.ingest.verification import Contradiction, Seen
 from storage_proxy.state.records import BlobRecord, BlobState, Order
+from storage_proxy.stores.port import BlobStat
 
 
 def pending(
@@ -51,7 +52,7 @@ def verified(
         bucket=place.bucket,
         state=BlobState.VERIFIED,
         created_at=_created(before, now),
-        content_type=stat.content_type or announced.content_type,
+        content_type=_content_type(before, announced, stat),
         size=stat.size,
         crc32=known,
         attributes=_attributes(before, announced),
@@ -93,6 +94,14 @@ def expired(before: BlobRecord) -> BlobRecord:
 def looked_at(before: BlobRecord, *, due_ms: int) -> BlobRecord:
     """Not there yet: to be looked at again at ``due_ms``."""
     return replace(before, due_ms=due_ms, looks=before.looks + 1)
+
+
+def _content_type(before: BlobRecord | None, announced: Announced, stat: BlobStat) -> str | None:
+    """What the store keeps with the blob; where it only guesses, rather what somebody has said."""
+    if stat.content_type is not None and not stat.type_is_guessed:
+        return stat.content_type
+    known = before.content_type if before is not None and before.etag == stat.etag else None
+    return announced.content_type or known or stat.content_type
 
 
 def _created(before: BlobRecord | None, now: float) -> int:

@@ -4,16 +4,12 @@ The law: a blob is announced before it can arrive, its event in the same transac
 and what arrives for a run that was deleted meanwhile is removed again.
 """
 
-import asyncio
 import random
 import re
 import time
 import uuid
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from hashlib import sha256
-from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -28,7 +24,6 @@ from storage_proxy.common.errors import (
     RunDeleted,
     ServiceError,
     SizeMismatch,
-    StorageTimeout,
     UnsafeName,
     UploadIncomplete,
 )
@@ -40,49 +35,29 @@ from storage_proxy.common.tokens import UploadClaims
 from storage_proxy.common.values import moment
 from storage_proxy.common.wire import RUN_ID_PATTERN, PreparedUpload, RunAccess, UploadOrder, UploadTarget, Via
 from storage_proxy.ingest import transitions
+from storage_proxy.ingest.announcing import Announcements
 from storage_proxy.ingest.metrics import IngestMetrics
 from storage_proxy.ingest.options import IngestOptions
+from storage_proxy.ingest.pending import Announcement, Claimed, upload_id
 from storage_proxy.ingest.places import Announced, Place
 from storage_proxy.ingest.rows import Rows
 from storage_proxy.ingest.verification import Contradiction, Seen, Verifier, contradiction
 from storage_proxy.state.port import KeyValueStore, Transaction
-from storage_proxy.state.records import BlobRecord, BlobState, Claim, OutboxRow, Records, UploadRecord
+from storage_proxy.state.records import BlobRecord, BlobState, Records
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import (
     BlobStat,
-    DeletesBlobs,
     PresignsUploads,
     ReceivesUploads,
     UploadTerms,
 )
 
-INGEST_TOPIC = "ingest"
-"""What the outbox calls the topic of announcements."""
-_CLAIM_SECONDS = 60
-_CLAIM_PAUSE = 0.1
-_MINUTE = 60
+_COMPLETE_LOOKS = 3
 _UPLOAD_ID = re.compile(rf"({RUN_ID_PATTERN.strip('^$')})~([0-9a-f]{{32}})", re.ASCII)
-_T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Announcement:
-    """A blob that may arrive until ``deadline``; its URL or token ends at ``expires_at`` (epoch seconds)."""
-
-    place: Place
-    announced: Announced
-    expires_at: int
-    deadline: float
-    event: tuple[int, str, str] | None = None
-    """``at_ms, id, value`` of its outbox row, None where none is needed."""
-
-
-class _Claimed(Exception):
-    """The key's object is being deleted."""
-
-
-class _Occupied(Exception):
-    """An object that was rejected, or came too late, may be where a new one is to be."""
+class _AnnouncedAnew(Exception):
+    """While the blob was looked at, something else was announced of it."""
 
 
 class Uploads:
@@ -110,7 +85,9 @@ class Uploads:
         self._options = options
         self._metrics = metrics
         self._clock = clock
-        self._source = source or random.SystemRandom()
+        self._announcements = Announcements(
+            store, records, buckets, options=options, clock=clock, source=source or random.SystemRandom()
+        )
 
     # Prepare
 
@@ -136,8 +113,8 @@ class Uploads:
             event_id=event_id,
             now=int(now),
         )
-        await self._announce(
-            _Announcement(
+        await self._announcements.announce(
+            Announcement(
                 place,
                 announced,
                 expires_at,
@@ -174,78 +151,6 @@ class Uploads:
         if announced.size is not None:
             headers["Content-Length"] = str(announced.size)
         return None, headers
-
-    async def _announce(self, announcement: _Announcement) -> None:
-        """Make the path pending. Raises `RunDeleted`, `RunBucketMismatch`, `BlobExists` and `Busy`."""
-        own: Claim | None = None
-
-        async def fn(transaction: Transaction) -> None:
-            await self._put_pending(transaction, announcement, own)
-
-        try:
-            await self._unclaimed(fn)
-        except _Occupied:
-            own = await self._discard(announcement.place)
-            try:
-                await self._unclaimed(fn)
-            except _Occupied:  # the claim lapsed while the object was being discarded, or somebody was faster
-                raise Busy from None
-
-    async def _put_pending(self, transaction: Transaction, what: _Announcement, own: Claim | None) -> None:
-        place, now = what.place, self._clock()
-        rows = await Rows.read(transaction, self._records, [place], now=now)
-        rows.admit(place)
-        claim = rows.claim(place)
-        if claim is not None and claim != own:
-            raise _Claimed
-        before = rows.blob(place)
-        deadline = what.deadline
-        if before is not None:
-            if before.state is BlobState.VERIFIED:
-                raise BlobExists
-            if before.state is not BlobState.PENDING and claim is None:
-                raise _Occupied
-            deadline = max(deadline, before.deadline or 0)
-        order = before.order if before is not None else None
-        blob = transitions.pending(
-            place, before, what.announced, order=order, now=now, deadline=deadline, options=self._options
-        )
-        until = -(-what.expires_at // _MINUTE) * _MINUTE  # full minutes: so most presigns need not write the run
-        rows.put(place, blob, upload_until=until)
-        rows.write()
-        if claim is not None:
-            self._records.claims.clear(transaction, place.bucket, place.key)
-        self._records.uploads.set(transaction, UploadRecord(place.path), place.run_id, _digest(place.path))
-        if what.event is not None:
-            at_ms, event_id, value = what.event
-            row = OutboxRow(INGEST_TOPIC, place.run_id, value)
-            self._records.outbox.set(transaction, row, at_ms, event_id)
-
-    async def _discard(self, place: Place) -> Claim | None:
-        """Remove the object of a record that was rejected or has expired: a new body is refused while it is there.
-
-        Under a claim, so that nobody verifies it in the meantime. The claim, for the transaction that ends it; None
-        when there is nothing to discard any more. When removing fails, the claim stands until it lapses: a request
-        that was sent may still be answered.
-        """
-        claim = Claim(self._source.getrandbits(62), int(self._clock()) + _CLAIM_SECONDS)
-
-        async def take(transaction: Transaction) -> bool:
-            rows = await Rows.read(transaction, self._records, [place], now=self._clock())
-            rows.admit(place)
-            held = rows.claim(place)
-            if held is not None and held != claim:
-                raise _Claimed
-            before = rows.blob(place)
-            if before is None or before.state not in (BlobState.REJECTED, BlobState.EXPIRED):
-                return False
-            self._records.claims.set(transaction, claim, place.bucket, place.key)
-            return True
-
-        if not await self._unclaimed(take):
-            return None
-        await self._remove(place)
-        return claim
 
     # Receive
 
@@ -299,7 +204,7 @@ class Uploads:
             return await self._record_received(place, announced, stat)
         except (RunDeleted, RunBucketMismatch):
             with suppress(ServiceError):  # what is left is the run's second pass's, or an orphan
-                await self._remove(place)
+                await self._announcements.remove(place)
             raise
 
     async def _admit(self, place: Place, announced: Announced, expires_at: int) -> Announced:
@@ -311,16 +216,16 @@ class Uploads:
             rows = await Rows.read(transaction, self._records, [place], now=self._clock())
             rows.admit(place)
             if rows.claim(place) is not None:
-                raise _Claimed
+                raise Claimed
             before = rows.blob(place)
             if before is not None and before.state is BlobState.VERIFIED:
                 raise BlobExists
             return Announced.by_record(before) if before is not None and before.state is BlobState.PENDING else None
 
-        recorded = await self._unclaimed(fn)
+        recorded = await self._announcements.unclaimed(fn)
         if recorded is None:
             deadline = expires_at + self._options.upload_margin_seconds
-            await self._announce(_Announcement(place, announced, expires_at, deadline))
+            await self._announcements.announce(Announcement(place, announced, expires_at, deadline))
         return recorded or announced
 
     async def _record_received(self, place: Place, announced: Announced, stat: BlobStat) -> BlobRecord:
@@ -329,7 +234,7 @@ class Uploads:
             rows = await Rows.read(transaction, self._records, [place], now=now)
             rows.admit(place)
             if rows.claim(place) is not None:
-                raise _Claimed
+                raise Claimed
             before = rows.blob(place)
             if before is not None and before.state is BlobState.VERIFIED and before.etag == stat.etag:
                 return before  # by the reconciler, or by this very transaction
@@ -339,7 +244,7 @@ class Uploads:
             rows.write()
             return blob
 
-        return await self._unclaimed(fn)
+        return await self._announcements.unclaimed(fn)
 
     # Complete
 
@@ -349,16 +254,22 @@ class Uploads:
         Raises `NotFound`, `RunDeleted`, `UploadIncomplete` when nothing is there, `SizeMismatch` and
         `ChecksumMismatch` when it is not what was announced, `Busy`, and as the stores do.
         """
-        place, before = await self._find(upload, access)
-        if before.state is BlobState.VERIFIED:
-            return place.run_id, place.path, before
-        seen = await self._verifier.look(place, size=before.size)
-        if seen is None:
-            raise UploadIncomplete
-        record, why = await self._record_seen(place, seen)
-        if why is not None:
-            raise why.kind
-        return place.run_id, place.path, record
+        for _ in range(_COMPLETE_LOOKS):
+            place, before = await self._find(upload, access)
+            if before.state is BlobState.VERIFIED:
+                return place.run_id, place.path, before
+            announced = Announced.by_record(before)
+            seen = await self._verifier.look(place, size=announced.size)
+            if seen is None:
+                raise UploadIncomplete
+            try:
+                record, why = await self._record_seen(place, announced, seen)
+            except _AnnouncedAnew:
+                continue
+            if why is not None:
+                raise why.kind
+            return place.run_id, place.path, record
+        raise Busy
 
     async def _find(self, upload: str, access: RunAccess) -> tuple[Place, BlobRecord]:
         form = _UPLOAD_ID.fullmatch(upload)
@@ -378,19 +289,22 @@ class Uploads:
 
         return await self._store.transact(fn)
 
-    async def _record_seen(self, place: Place, seen: Seen) -> tuple[BlobRecord, Contradiction | None]:
+    async def _record_seen(
+        self, place: Place, announced: Announced, seen: Seen
+    ) -> tuple[BlobRecord, Contradiction | None]:
         async def fn(transaction: Transaction) -> tuple[BlobRecord, Contradiction | None]:
             now = self._clock()
             rows = await Rows.read(transaction, self._records, [place], now=now)
             rows.admit(place)
             if rows.claim(place) is not None:
-                raise _Claimed
+                raise Claimed
             before = rows.blob(place)
             if before is None:
                 raise _no_such_upload()
             if before.state is BlobState.VERIFIED:
                 return before, None
-            announced = Announced.by_record(before)
+            if Announced.by_record(before) != announced:  # what is worth reading depends on it
+                raise _AnnouncedAnew
             why = contradiction(announced, seen)
             if why is None:
                 blob = transitions.verified(place, before, announced, seen, order=before.order, now=now)
@@ -400,36 +314,7 @@ class Uploads:
             rows.write()
             return blob, why
 
-        return await self._unclaimed(fn)
-
-    # Shared
-
-    async def _unclaimed(self, fn: Callable[[Transaction], Awaitable[_T]]) -> _T:
-        """What ``fn`` gives once the key is not being cleaned up. Raises `Busy` when that takes too long."""
-        for _ in range(max(1, int(self._options.claim_wait_seconds / _CLAIM_PAUSE))):
-            try:
-                return await self._store.transact(fn)
-            except _Claimed:
-                await asyncio.sleep(_CLAIM_PAUSE * self._source.uniform(0.5, 1.5))
-        raise Busy
-
-    async def _remove(self, place: Place) -> None:
-        bucket = self._buckets.get(place.bucket)
-        if isinstance(bucket, DeletesBlobs):
-            try:
-                async with asyncio.timeout(_CLAIM_SECONDS / 2):
-                    await bucket.delete_many([place.key])
-            except TimeoutError as error:
-                raise StorageTimeout from error
-
-
-def upload_id(place: Place) -> str:
-    """The name of the upload of one path of a run: the same however often it is prepared."""
-    return f"{place.run_id}~{_digest(place.path)}"
-
-
-def _digest(path: str) -> str:
-    return sha256(path.encode()).hexdigest()[:32]
+        return await self._announcements.unclaimed(fn)
 
 
 def _safe_place(target: UploadTarget) -> Place:

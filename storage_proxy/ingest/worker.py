@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from storage_proxy.bus.dead_letters import dead_letter, dead_letter_topic, origin
+from storage_proxy.bus.dead_letters import bury, origin
 from storage_proxy.bus.port import Batch, EventBus, Message
 from storage_proxy.common.concurrency import map_bounded
-from storage_proxy.common.errors import BucketNotFound, StorageUnavailable
+from storage_proxy.common.errors import BucketNotFound, StorageError, StorageUnavailable
 from storage_proxy.common.events import Poison, parse_blob_ref
 from storage_proxy.common.steps import step
 from storage_proxy.ingest.metrics import IngestMetrics
@@ -96,7 +96,13 @@ class IngestWorker:
         return Heard(place, Announced.by_event(event.payload), Order(*order), None, nbytes=len(message.value))
 
     async def _looked_at(self, heard: Heard) -> Heard:
-        seen = await self._verifier.look(heard.place, size=heard.announced.size)
+        try:
+            seen = await self._verifier.look(heard.place, size=heard.announced.size)
+        except StorageError:
+            # A store that works may refuse one object for ever: one encrypted with its producer's key, an archived one.
+            # It stays pending, for the reconciler; when it is the store that fails, this raises, and everything waits.
+            await self._buckets.get(heard.place.bucket).probe()
+            return heard
         return heard if seen is None else replace(heard, seen=seen)
 
     async def _record(self, batch: Batch, portion: Sequence[Heard], indexes: Sequence[int]) -> int:
@@ -136,10 +142,9 @@ class IngestWorker:
         """Publish dead letters: message indexes and their reasons."""
         if not dead:
             return
-        letters = [dead_letter(batch.messages[index], reason) for index, reason in dead.items()]
-        await self._bus.publish(dead_letter_topic(batch.topic), letters)
+        await bury(self._bus, batch.topic, [(batch.messages[index], reason) for index, reason in dead.items()])
         step("ingest-dead-lettered")
-        self._metrics.dead_letters.inc(len(letters))
+        self._metrics.dead_letters.inc(len(dead))
 
     def _count(self, recording: Recording) -> None:
         for each in recording.decisions:

@@ -47,7 +47,8 @@ class RunEraser:
     async def first_pass(self, run_id: str) -> None:
         """Remove the run's objects and rows; then it is `deleted`. Nothing to do for a run that is, or is not deleted.
 
-        Raises as the stores do, and `StorageError` when the run's bucket is not configured here or cannot delete.
+        Raises as the stores do, `BucketNotFound` when the run's bucket is not configured here, and `StorageError` when
+        it cannot delete.
         """
         tombstone = await self._tombstone(run_id)
         if tombstone is None or tombstone.state is not RunEnd.DELETING:
@@ -83,13 +84,17 @@ class RunEraser:
                 await self._still(run_id, tombstone)
 
     def _stores_of(self, tombstone: Tombstone) -> Sequence[tuple[str, DeletesBlobs]]:
-        names = [name for name, _ in self._buckets] if tombstone.bucket is None else [tombstone.bucket]
+        names: Sequence[str] = [name for name, _ in self._buckets]
+        if tombstone.bucket is not None:
+            names = [tombstone.bucket]
+        elif tombstone.within is not None:
+            names = [name for name in names if name in tombstone.within]
         found = []
         for name in names:
             try:
                 store = self._buckets.get(name)
-            except BucketNotFound as error:
-                raise StorageError(f"The bucket {name} of a deleted run is not configured here") from error
+            except BucketNotFound:
+                raise BucketNotFound(f"The bucket {name} of a deleted run is not configured here") from None
             if not isinstance(store, DeletesBlobs):
                 raise StorageError(f"The bucket {name} of a deleted run cannot delete")
             found.append((name, store))

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NoReturn
 
 from storage_proxy.common.errors import ServiceError
@@ -90,7 +91,8 @@ class Locks:
         held, until = await self._acquire(name, f"{owner}#{self._new_id()}")
         try:
             async with asyncio.timeout(None) as cut:
-                renewal = asyncio.create_task(self._renew(held, until, cut))
+                renewal = asyncio.create_task(self._renew(held, until))
+                renewal.add_done_callback(partial(_cut_unless_cancelled, cut))
                 try:
                     yield held
                 finally:
@@ -99,7 +101,7 @@ class Locks:
         except TimeoutError:
             if not cut.expired():
                 raise
-            raise LockLost(name) from None
+            raise LockLost(name) from renewal.exception()
         finally:
             await self._release(held)
 
@@ -135,8 +137,8 @@ class Locks:
         lock = await self._store.transact(fn)
         return HeldLock(self._records, name, owner, lock.fence), lock.expires_at
 
-    async def _renew(self, held: HeldLock, until: float, cut: asyncio.Timeout) -> None:
-        """Keep the lock; when that fails until it may be taken over, or it has been, cut what holds it."""
+    async def _renew(self, held: HeldLock, until: float) -> None:
+        """Keep the lock; return when it has been taken over, or cannot be kept until it may be."""
 
         async def fn(transaction: Transaction) -> float:
             await held.check(transaction)
@@ -151,13 +153,12 @@ class Locks:
                 until = await self._store.transact(fn)
                 pause = self._lock_seconds / 3
             except LockLost:
-                break
+                return
             except ServiceError as error:
                 if self._clock() >= until:
-                    break
+                    return
                 _log.warning("%s: the lock cannot be renewed: %s", held.name, error)
                 pause = self._lock_seconds / 10
-        cut.reschedule(asyncio.get_running_loop().time())
 
     async def _release(self, held: HeldLock) -> None:
         """Let others have it at once. The row stays, and with it the fence."""
@@ -170,3 +171,9 @@ class Locks:
             await self._store.transact(fn)
         except ServiceError as error:
             _log.warning("%s: the lock cannot be released, it ends by itself: %s", held.name, error)
+
+
+def _cut_unless_cancelled(cut: asyncio.Timeout, renewal: "asyncio.Task[None]") -> None:
+    """End what holds the lock when it is not renewed any more."""
+    if not renewal.cancelled():
+        cut.reschedule(renewal.get_loop().time())

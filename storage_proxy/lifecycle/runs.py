@@ -119,7 +119,7 @@ class Runs:
         async def fn(transaction: Transaction) -> RunDescription:
             tombstone, run = await self._known(transaction, run_id, access)
             if tombstone is None:
-                tombstone = self._bury(transaction, run_id, run, event_id)
+                tombstone = self._bury(transaction, run_id, run, event_id, access)
             return _ended(run_id, tombstone)
 
         return await self._store.transact(fn)
@@ -157,12 +157,21 @@ class Runs:
             raise RunNotFound
         return tombstone, run
 
-    def _bury(self, transaction: Transaction, run_id: str, run: RunRecord | None, event_id: str) -> Tombstone:
+    def _bury(
+        self, transaction: Transaction, run_id: str, run: RunRecord | None, event_id: str, access: RunAccess
+    ) -> Tombstone:
         now = self._clock()
         upload_until = run.upload_until if run is not None else 0
         sweep_at = math.ceil(max(now, upload_until) + self._second_pass_seconds)
         bucket = run.bucket if run is not None else None
-        tombstone = Tombstone(bucket, RunEnd.DELETING, deleted_at=int(now), ended_at=int(now), sweep_at=sweep_at)
+        tombstone = Tombstone(
+            bucket,
+            RunEnd.DELETING,
+            deleted_at=int(now),
+            ended_at=int(now),
+            sweep_at=sweep_at,
+            within=access.names if bucket is None else None,
+        )
         event = run_deleted(run_id, bucket, event_id=event_id, now=int(now))
         self._records.tombstones.set(transaction, tombstone, run_id)
         self._records.sweeps.set(transaction, Mark(), sweep_at, run_id)

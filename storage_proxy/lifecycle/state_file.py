@@ -35,7 +35,7 @@ FORMAT = "storage-proxy-state"
 VERSION = 1
 
 _OF_PROCESSES = ("lock", "claim")
-_MAX_LINE_BYTES = 4 * (MAX_KEY_BYTES + MAX_VALUE_BYTES)
+_MAX_LINE_BYTES = 8 * (MAX_KEY_BYTES + MAX_VALUE_BYTES)  # a byte may take 6 as an escape
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 1 << 20
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from storage_proxy.common.concurrency import map_bounded
-from storage_proxy.common.errors import ServiceError
+from storage_proxy.common.errors import Internal, ServiceError
 from storage_proxy.lifecycle.eraser import RunEraser
 from storage_proxy.lifecycle.locks import HeldLock, Locks
 from storage_proxy.lifecycle.metrics import LifecycleMetrics
@@ -94,6 +94,10 @@ class Sweeper:
         except ServiceError as error:
             self._metrics.run_passes.labels("second", error.code).inc()
             _log.warning("The second pass over run %s has to wait: %s", run_id, error)
+            return False
+        except Exception:  # noqa: BLE001 a defect that one run shows keeps no other from being swept
+            self._metrics.run_passes.labels("second", Internal.code).inc()
+            _log.exception("The second pass over run %s has to wait", run_id)
             return False
         self._metrics.run_passes.labels("second", "done").inc()
         return True

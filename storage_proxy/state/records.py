@@ -115,13 +115,18 @@ class RunEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tombstone(Record):
-    """A deleted run; ``bucket`` is None when it never had a blob here. ``ended_at`` is when ``state`` was reached."""
+    """A deleted run. ``ended_at`` is when ``state`` was reached.
+
+    ``bucket`` is None when it never had a blob here: then its objects may be in any bucket, and ``within`` are those
+    that whoever deleted it may touch, None for all.
+    """
 
     bucket: str | None
     state: RunEnd
     deleted_at: int
     ended_at: int
     sweep_at: int
+    within: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,21 +197,21 @@ class Table(Generic[_Record]):
 
     async def get(self, transaction: Transaction, *key: Element, snapshot: bool = False) -> _Record | None:
         """The row of ``key``, None where there is none."""
-        return self.value(await transaction.get(self._subspace.pack(*key), snapshot=snapshot))
+        return self.found(await transaction.get(self._subspace.pack(*key), snapshot=snapshot))
 
     async def get_many(
         self, transaction: Transaction, keys: Sequence[tuple[Element, ...]]
     ) -> "Sequence[_Record | None]":
         """The rows of ``keys``, in one question."""
         values = await transaction.get_many([self._subspace.pack(*key) for key in keys])
-        return [self.value(value) for value in values]
+        return [self.found(value) for value in values]
 
     async def find_many(self, transaction: Transaction, keys: "Collection[_Key]") -> "dict[_Key, _Record]":
         """Those of ``keys`` that have a row."""
         found = zip(keys, await self.get_many(transaction, list(keys)), strict=True)
         return {key: record for key, record in found if record is not None}
 
-    def value(self, value: bytes | None) -> "_Record | None":
+    def found(self, value: bytes | None) -> "_Record | None":
         """The row of a value that the transaction gave, None where there is none."""
         return None if value is None else self._codec.decode(value)
 
@@ -287,15 +292,18 @@ class _Codec(Generic[_Record]):
     def __init__(self, kind: type[_Record]) -> None:
         self._kind = kind
         hints = get_type_hints(kind)
-        self._fields = [(each.name, each.default, _reviver(hints[each.name])) for each in fields(kind)]  # type: ignore[arg-type]
+        self._defaults = [(each.name, each.default) for each in fields(kind)]  # type: ignore[arg-type]
+        self._revivers = [(name, revive) for name, _ in self._defaults if (revive := _reviver(hints[name])) is not None]
+        # One encoder: json.dumps makes a new one for each value that is not written in its own way.
+        self._json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
     def encode(self, record: _Record) -> bytes:
         written: dict[str, Any] = {"v": self._kind.version}
-        for name, default, _ in self._fields:
+        for name, default in self._defaults:
             value = getattr(record, name)
             if value != default and value != {}:
                 written[name] = value
-        return json.dumps(written, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+        return self._json(written).encode("utf-8", "surrogateescape")
 
     def decode(self, value: bytes) -> _Record:
         """Raises `StateUnavailable` for what no version so far has written: a newer one, or damage."""
@@ -303,8 +311,8 @@ class _Codec(Generic[_Record]):
             read = json.loads(value.decode("utf-8", "surrogateescape"))
             version = read.pop("v")
             if version == self._kind.version:
-                for name, _, revive in self._fields:
-                    if revive is not None and read.get(name) is not None:
+                for name, revive in self._revivers:
+                    if read.get(name) is not None:
                         read[name] = revive(read[name])
                 return self._kind(**read)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -8,13 +8,13 @@ import asyncio
 import mimetypes
 import os
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, MutableSequence, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterable, AsyncIterator, MutableSequence, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from isal import isal_zlib
 
@@ -28,12 +28,11 @@ from storage_proxy.common.errors import (
 )
 from storage_proxy.stores.local_deletion import Erasure, delete_all, discard_temporaries
 from storage_proxy.stores.local_listing import FOLDER_ETAG, Listing, file_stat, folder_marker
-from storage_proxy.stores.local_tree import Opened, Tree, is_absent, locate, read_version, storage_failure
+from storage_proxy.stores.local_threads import Threads
+from storage_proxy.stores.local_tree import Opened, Tree, is_absent, locate, read_version
 from storage_proxy.stores.local_uploads import Upload
 from storage_proxy.stores.port import BlobReader, BlobStat, UploadTerms
 from storage_proxy.stores.uploads import IncomingBody, finish
-
-_T = TypeVar("_T")
 
 _PACKED = {
     "gzip": "application/gzip",
@@ -50,44 +49,6 @@ class _Begun(NamedTuple):
     fd: int | None
     etag: str
     first: bytes
-
-
-class _Threads:
-    """A bounded pool whose work can be given up: what a thread returns to nobody is discarded."""
-
-    def __init__(self, size: int, name: str) -> None:
-        self._executor = ThreadPoolExecutor(size, thread_name_prefix=name)
-
-    def submit(self, work: Callable[[], _T]) -> "Future[_T]":
-        try:
-            return self._executor.submit(work)
-        except RuntimeError as error:  # shut down
-            raise StorageUnavailable("The bucket is closed") from error
-
-    async def outcome(self, future: "Future[_T]", timeout: float, discard: Callable[[_T], None] | None = None) -> _T:
-        """What the work returns, within ``timeout`` seconds; `OSError` and lateness as the port's errors."""
-        delivered = False
-        try:
-            async with asyncio.timeout(timeout):
-                result = await asyncio.wrap_future(future)
-            delivered = True
-        except OSError as error:
-            raise storage_failure(error) from error
-        finally:
-            if discard is not None and not delivered:
-                future.add_done_callback(partial(_discard_result, discard))
-        return result
-
-    async def run(self, work: Callable[[], _T], timeout: float) -> _T:
-        return await self.outcome(self.submit(work), timeout)
-
-    def shut_down(self) -> None:
-        self._executor.shutdown(wait=False)
-
-
-def _discard_result(discard: Callable[[_T], None], future: "Future[_T]") -> None:
-    if not future.cancelled() and future.exception() is None:
-        discard(future.result())
 
 
 class LocalBlobStore:
@@ -110,9 +71,9 @@ class LocalBlobStore:
         self._stall_timeout = stall_timeout
         self._request_timeout = request_timeout
         self._chunk_bytes = chunk_bytes
-        self._threads = _Threads(threads, "local-blobs")
+        self._threads = Threads(threads, "local-blobs")
         # Whole files are summed elsewhere, so that they never keep reads waiting.
-        self._summing = _Threads(2, "local-crc32")
+        self._summing = Threads(2, "local-crc32")
         self._types = mimetypes.MimeTypes()
 
     async def stat(self, key: str) -> BlobStat | None:
@@ -312,7 +273,7 @@ class _LocalReader:
     """A range of an open file. Its descriptor is closed when no thread is reading from it any more."""
 
     def __init__(
-        self, threads: _Threads, begun: _Begun, start: int, stop: int, chunk_bytes: int, timeout: float
+        self, threads: Threads, begun: _Begun, start: int, stop: int, chunk_bytes: int, timeout: float
     ) -> None:
         self._threads = threads
         self._fd, self._etag, self._first = begun

@@ -43,6 +43,7 @@ def file_stat(key: str, status: os.stat_result, content_type: str | None = None)
         etag=etag_of(status),
         last_modified=whole_seconds(status.st_mtime_ns // 10**9),
         content_type=content_type,
+        type_is_guessed=True,
     )
 
 

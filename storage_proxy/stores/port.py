@@ -15,7 +15,8 @@ class BlobStat:
 
     ``key`` is relative to the bucket's prefix. ``size`` is in bytes. ``etag`` is strong and includes its quotes.
     ``last_modified`` is in whole seconds since the epoch, UTC. ``crc32`` is the CRC-32 (zip's, zlib's) of the
-    whole content, or None where the store does not know it; a listing never knows it.
+    whole content, or None where the store does not know it; a listing never knows it. ``content_type`` is what the
+    store keeps, or its guess by the key where ``type_is_guessed``.
     """
 
     key: str
@@ -25,6 +26,7 @@ class BlobStat:
     content_type: str | None = None
     content_encoding: str | None = None
     crc32: int | None = None
+    type_is_guessed: bool = False
 
 
 _LAST_MOMENT = 253_402_300_799  # 9999-12-31, the last day that HTTP and RFC 3339 can write

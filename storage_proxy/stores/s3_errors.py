@@ -55,10 +55,10 @@ def translated(operation: str) -> Iterator[None]:
         if isinstance(error.kwargs.get("error"), ValueError):  # the answer came, and a header of it is no text
             raise StorageError(f"The storage's answer to {operation} makes no sense") from error
         raise StorageUnavailable(f"The storage cannot be reached for {operation}") from error
+    except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:  # a wrong certificate, too
+        raise StorageUnavailable(f"The storage cannot be reached for {operation}") from error
     except (BotoCoreError, ResponseParserError, ValueError, KeyError) as error:
         raise StorageError(f"The storage's answer to {operation} makes no sense ({type(error).__name__})") from error
-    except aiohttp.ConnectionTimeoutError as error:
-        raise StorageUnavailable(f"The storage cannot be reached for {operation}") from error
     except TimeoutError as error:  # the deadline, or aiohttp's own
         raise StorageTimeout(f"The storage did not answer {operation} in time") from error
     except (aiohttp.ClientError, OSError) as error:

@@ -37,7 +37,12 @@ class Scope(NamedTuple):
 
     @property
     def timestamp(self) -> str:
-        return strftime("%Y%m%dT%H%M%SZ", gmtime(self.moment))
+        return _timestamp(self.moment)
+
+
+@lru_cache(maxsize=4)
+def _timestamp(moment: int) -> str:
+    return strftime("%Y%m%dT%H%M%SZ", gmtime(moment))
 
 
 def encoded_path(name: str) -> str:
@@ -84,21 +89,26 @@ def presigned_query(
     expires_in: int,
 ) -> str:
     """The query with which ``path`` may be asked for within ``expires_in`` seconds, by a request with ``headers``."""
-    timestamp = scope.timestamp
     signed = {**headers, "host": host}
-    day = timestamp[:8]
+    query = _unsigned_query(credentials, scope, ";".join(sorted(signed)), expires_in)
+    _, request = _canonical_request(method, path, query, signed, UNSIGNED_PAYLOAD)
+    return f"{query}&X-Amz-Signature={_signature(request, scope.timestamp, credentials.secret_key, scope.region)}"
+
+
+@lru_cache(maxsize=64)
+def _unsigned_query(credentials: Credentials, scope: Scope, names: str, expires_in: int) -> str:
+    """The query before its signature: the same for all URLs of one second that sign the same headers."""
+    timestamp = scope.timestamp
     parameters = {
         "X-Amz-Algorithm": _ALGORITHM,
-        "X-Amz-Credential": f"{credentials.access_key}/{_scope(day, scope.region)}",
+        "X-Amz-Credential": f"{credentials.access_key}/{_scope(timestamp[:8], scope.region)}",
         "X-Amz-Date": timestamp,
         "X-Amz-Expires": str(expires_in),
-        "X-Amz-SignedHeaders": ";".join(sorted(signed)),
+        "X-Amz-SignedHeaders": names,
     }
     if credentials.token:
         parameters["X-Amz-Security-Token"] = credentials.token
-    query = "&".join(f"{name}={quote(value, safe='~')}" for name, value in sorted(parameters.items()))
-    _, request = _canonical_request(method, path, query, signed, UNSIGNED_PAYLOAD)
-    return f"{query}&X-Amz-Signature={_signature(request, timestamp, credentials.secret_key, scope.region)}"
+    return "&".join(f"{name}={quote(value, safe='~')}" for name, value in sorted(parameters.items()))
 
 
 def _canonical_request(method: str, path: str, query: str, headers: Mapping[str, str], payload: str) -> tuple[str, str]:

@@ -1,23 +1,27 @@
 """The Kafka bus beyond the port: brokers that hang or are absent, topics, what the client library is told."""
 
 import asyncio
+import logging
 import ssl
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from storage_proxy.bus.dead_letters import dead_letter_topic
 from storage_proxy.bus.kafka import open_kafka_bus
+from storage_proxy.bus.kafka_logs import Repetitions
 from storage_proxy.bus.kafka_options import KafkaOptions, client_options
 from storage_proxy.common.errors import BusUnavailable
-from tests.support.bus import Deliveries, browsed, done_up_to_the_end, events, eventually
+from tests.support.bus import Deliveries, browsed, done_up_to_the_end, events, eventually, publish_at_last
 from tests.support.kafka import KafkaBroker, PrivateKafka, unique_topic
 from tools import services
 
@@ -43,8 +47,7 @@ async def test_a_broker_that_hangs_is_unavailable_in_time_and_is_used_again(priv
                             await attempt
             finally:
                 private_kafka.resume()
-            await eventually(lambda: answers(bus.probe))
-            await bus.publish("topic", events(20, name="after"))
+            await publish_at_last(bus, "topic", events(20, name="after"))
             await deliveries.until_all_of(events(20, name="after"))
             await eventually(lambda: done_up_to_the_end(bus, "topic", "group"))
         private_kafka.pause()
@@ -52,14 +55,6 @@ async def test_a_broker_that_hangs_is_unavailable_in_time_and_is_used_again(priv
             async with bus.consume("topic", "another", deliveries.handle):
                 pass
         private_kafka.resume()
-
-
-async def answers(ask: object) -> bool:
-    try:
-        await ask()  # type: ignore[operator]
-    except BusUnavailable:
-        return False
-    return True
 
 
 async def test_it_opens_while_no_broker_is_there_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -85,6 +80,57 @@ async def test_a_topic_that_others_made_is_used_as_it_is(kafka: KafkaBroker) -> 
     await admin.close()
     async with open_kafka_bus(kafka.options()) as bus:
         assert len(await bus.positions(topic, "group")) == 3
+
+
+async def test_partitions_that_an_operator_adds_are_seen(kafka: KafkaBroker) -> None:
+    topic = unique_topic()
+    async with open_kafka_bus(kafka.options()) as bus:
+        await bus.publish(topic, events(1))
+        assert len(await bus.positions(topic, "group")) == 4
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+        await admin.start()
+        await admin.create_partitions({topic: NewPartitions(6)})
+        await admin.close()
+
+        async def seen() -> bool:
+            return len(await bus.positions(topic, "group")) == 6
+
+        await eventually(seen)
+
+
+async def test_a_topic_that_was_deleted_is_made_again(kafka: KafkaBroker) -> None:
+    topic = unique_topic()
+    async with open_kafka_bus(replace(kafka.options(), request_timeout=2.0)) as bus:
+        await bus.publish(topic, events(1))
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+        await admin.start()
+        await admin.delete_topics([topic])
+        await admin.close()
+
+        await publish_at_last(bus, topic, events(1, name="again"))
+        assert [message.value for message in await browsed(bus, topic)] == [b"again00000"]
+
+
+async def test_a_topic_that_is_made_has_the_brokers_clock_and_dead_letters_are_kept(kafka: KafkaBroker) -> None:
+    topic = unique_topic()
+    async with open_kafka_bus(kafka.options()) as bus:
+        await bus.publish(topic, events(1))
+        await bus.publish(dead_letter_topic(topic), events(1))
+    found = {name: await configuration(kafka, name) for name in (topic, dead_letter_topic(topic))}
+    assert {each["message.timestamp.type"] for each in found.values()} == {"LogAppendTime"}
+    assert found[dead_letter_topic(topic)]["retention.ms"] == "-1"
+    assert found[topic]["retention.ms"] != "-1"
+
+
+async def configuration(kafka: KafkaBroker, topic: str) -> dict[str, str]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await admin.start()
+    try:
+        (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    finally:
+        await admin.close()
+    ((_, _, _, _, entries),) = answer.resources
+    return {entry[0]: entry[1] for entry in entries}
 
 
 async def test_a_topic_is_made_once_however_many_need_it_at_once(kafka: KafkaBroker) -> None:
@@ -113,6 +159,20 @@ async def test_publishers_that_are_cancelled_leave_the_producer_to_the_others(ka
             task.result()
         found = {message.value for message in await browsed(bus, topic)}
         assert {event.value for event in events(50, name="many")[1::2]} <= found
+
+
+def test_a_complaint_that_is_repeated_passes_once_a_minute() -> None:
+    now = 0.0
+    repetitions = Repetitions(lambda: now)
+
+    def passes(line: int) -> bool:
+        return repetitions.filter(logging.LogRecord("aiokafka", logging.ERROR, "conn.py", line, "away", (), None))
+
+    assert [passes(1), passes(1), passes(2), passes(2)] == [True, False, True, False]
+    now = 59.0
+    assert not passes(1)
+    now = 60.0
+    assert passes(1)
 
 
 def self_signed(directory: Path) -> tuple[Path, Path]:

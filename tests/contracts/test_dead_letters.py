@@ -74,11 +74,6 @@ async def test_a_letter_whose_publication_failed_is_pending_still(bus: EventBus,
             self.left -= 1
             await bus.publish(to, published)
 
-        async def positions(self, of: str, group: str) -> object:
-            if not self.left:
-                raise BusUnavailable  # as `replay` would learn of it
-            return await bus.positions(of, group)
-
     with pytest.raises(BusUnavailable):
         await replay(Failing(), topic)  # type: ignore[arg-type]
     sent = {message.value for message in await replayed_messages(bus, topic)}
@@ -86,6 +81,19 @@ async def test_a_letter_whose_publication_failed_is_pending_still(bus: EventBus,
     assert await replay(bus, topic) >= 17
     assert {message.value for message in await replayed_messages(bus, topic)} == {each.value for each in events(20)}
     assert await pending(bus, topic) == []
+
+
+async def test_the_largest_message_can_be_buried_and_is_pending_while_its_topic_does_not_take_it_back(
+    bus: EventBus,
+) -> None:
+    topic = unique_topic()
+    value = bytes(2**20 - 100)
+    await bus.publish(topic, [Event("key", value)])
+    (message,) = await browsed(bus, topic)
+    await bus.publish(dead_letter_topic(topic), [dead_letter(message, "poison " * 20)])
+    assert await replay(bus, topic) == 0
+    (letter,) = await pending(bus, topic)
+    assert letter.value == value
 
 
 async def test_a_letter_that_dies_again_is_pending_again_with_its_first_place(bus: EventBus, topic: str) -> None:

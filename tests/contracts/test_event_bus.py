@@ -24,6 +24,7 @@ from tests.support.bus import (
     kill,
     line,
     process,
+    publish_at_last,
 )
 from tests.support.kafka import unique_topic
 
@@ -420,17 +421,9 @@ async def test_a_bus_that_was_away_is_used_again_and_nothing_is_lost(
         late = Deliveries()
         async with fragile_home.open_away() as other, other.consume(topic, "late", late.handle):
             await fragile_home.back()
-            await eventually(lambda: answers(bus))
-            await bus.publish(topic, events(20, name="after"))
+            await publish_at_last(bus, topic, events(20, name="after"))
+            await bus.probe()
             await effects.until_all_of(events(20, name="after"))
             await late.until_all_of([*events(20, name="before"), *events(20, name="after")])
         await eventually(lambda: done_up_to_the_end(bus, topic, GROUP))
     effects.assert_in_order()
-
-
-async def answers(bus: EventBus) -> bool:
-    try:
-        await bus.probe()
-    except BusUnavailable:
-        return False
-    return True

@@ -4,9 +4,11 @@ import pytest
 
 from storage_proxy.bus.dead_letters import REASON_HEADER, replayed
 from storage_proxy.bus.port import Event, Message
-from storage_proxy.common.errors import BusUnavailable, StorageUnavailable
+from storage_proxy.common.errors import BusUnavailable, StorageError, StorageUnavailable
+from storage_proxy.ingest.reconciler import Found
 from storage_proxy.state.port import Transaction
 from storage_proxy.state.records import BlobRecord, BlobState, Claim, Order, RunTotals
+from storage_proxy.stores.port import BlobStat
 from tests.support.ingest import TOPIC, WritePath, crc32_of, reference
 
 
@@ -233,6 +235,42 @@ async def test_a_fault_of_the_bucket_makes_the_partition_wait(path: WritePath) -
     path.bucket.away = False
     await path.deliver()
     assert await state_of(path) is BlobState.VERIFIED
+
+
+async def test_an_object_that_the_bucket_refuses_to_show_keeps_no_other_waiting(
+    path: WritePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As S3 refuses what is encrypted with a key of its producer's; a bucket that refuses everything is waited for."""
+    for name in ("a", "b"):
+        path.bucket.place(f"runs/r1/{name}", b"content")
+        await path.announce("r1", name)
+    stat = path.bucket.stat
+    refused = {"runs/r1/a"}
+
+    async def refusing(key: str) -> BlobStat | None:
+        if key in refused:
+            raise StorageError
+        return await stat(key)
+
+    async def refused_too() -> None:
+        raise StorageError
+
+    monkeypatch.setattr(path.bucket, "stat", refusing)
+    with monkeypatch.context() as patch:
+        patch.setattr(path.bucket, "probe", refused_too)
+        batch = path.bus.batch(0)
+        assert batch is not None
+        with pytest.raises(StorageError):
+            await path.worker.handle(batch)
+        assert await path.blobs() == {}
+    await path.deliver()
+    assert (await state_of(path, "a"), await state_of(path, "b")) == (BlobState.PENDING, BlobState.VERIFIED)
+    path.clock.now += 61
+    assert await path.reconciler.run_once(10) == {Found.FAILED: 1}
+    refused.clear()
+    path.clock.now += 61
+    assert await path.reconciler.run_once(10) == {Found.VERIFIED: 1}
+    assert path.bus.dead() == []
 
 
 async def test_nothing_of_a_portion_is_recorded_before_its_dead_letters_are_out(path: WritePath) -> None:

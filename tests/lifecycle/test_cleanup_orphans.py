@@ -33,15 +33,23 @@ async def claims(house: House) -> Sequence[Claim]:
     return [claim for _, claim in await house.rows(house.records.claims)]
 
 
-async def test_exactly_the_orphans_among_many_objects_are_removed(any_house: House) -> None:
-    any_house.clock.now = time.time()
-    scenario = OrphansScenario(any_house, objects=2000, orphans=137)
+async def assert_exactly_the_orphans_go(house: House, *, objects: int, orphans: int) -> None:
+    house.clock.now = time.time()
+    scenario = OrphansScenario(house, objects=objects, orphans=orphans)
     await scenario.build()
-    any_house.clock.now += 3600
-    done = await any_house.run_job(scenario.job())
-    assert (done.looked_at, done.found, done.removed) == (2000, 137, 137)
+    house.clock.now += 3600
+    done = await house.run_job(scenario.job())
+    assert (done.looked_at, done.found, done.removed) == (objects, orphans, orphans)
     assert await scenario.left() == scenario.known
-    assert await claims(any_house) == []
+    assert await claims(house) == []
+
+
+async def test_exactly_the_orphans_among_many_objects_are_removed(house: House) -> None:
+    await assert_exactly_the_orphans_go(house, objects=2000, orphans=137)
+
+
+async def test_exactly_the_orphans_of_an_s3_bucket_are_removed(s3_house: House) -> None:
+    await assert_exactly_the_orphans_go(s3_house, objects=300, orphans=37)
 
 
 async def test_a_dry_run_says_what_it_would_remove_and_changes_nothing(scenario: OrphansScenario) -> None:

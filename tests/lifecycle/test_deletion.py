@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from storage_proxy.bus.dead_letters import REASON_HEADER, dead_letter_topic, replayed
 from storage_proxy.bus.port import Event
 from storage_proxy.common.errors import StorageUnavailable
 from storage_proxy.common.events import run_deleted
+from storage_proxy.common.wire import RunAccess
 from storage_proxy.lifecycle import eraser as eraser_module
+from storage_proxy.lifecycle.control_worker import ControlWorker
 from storage_proxy.state.records import BlobState, Mark, RunEnd
 from storage_proxy.stores.local import LocalBlobStore
 from tests.support.lifecycle import CONTROL, EVERY_BUCKET, NOW, SECOND_PASS_SECONDS, House, Killed, kill_at
@@ -78,6 +81,17 @@ async def test_an_unknown_run_is_looked_for_in_every_bucket(house: House) -> Non
     assert [*await house.objects(), *await house.objects(bucket="media")] == []
 
 
+async def test_whoever_may_see_some_buckets_has_an_unknown_run_removed_from_no_other(house: House) -> None:
+    for bucket in ("default", "media"):
+        await house.put("r1", ["a"], bucket=bucket)
+    await house.runs.delete("r1", RunAccess(buckets="media,other"))
+    await house.relay_all()
+    await house.control_all()
+    await sweep_everything(house)
+    assert await house.objects() == ["runs/r1/a"]
+    assert await house.objects(bucket="media") == []
+
+
 async def test_the_tombstones_bucket_is_believed_and_not_the_messages(house: House) -> None:
     await deleted_run(house)
     await house.put("r1", ["elsewhere"], bucket="media")
@@ -136,17 +150,24 @@ async def test_a_run_that_fails_waits_and_the_others_of_its_batch_do_not(house: 
     await faulty.stores["default"].aclose()
 
 
-async def test_a_run_whose_bucket_is_not_configured_waits_and_is_counted(house: House) -> None:
-    await deleted_run(house, bucket="media")
+async def test_a_run_whose_bucket_is_not_configured_keeps_no_other_from_being_erased(house: House) -> None:
+    """Its event is a dead letter, its sweep row stays: so it ends once its bucket is there, by either."""
+    await deleted_run(house, "r1", bucket="media")
+    await deleted_run(house, "r2")
     lacking = House(house.store, {"default": house.stores["default"]}, house.clock)
     lacking.bus = house.bus
-    assert await lacking.control_all() == 1
-    house.clock.now += SECOND_PASS_SECONDS + 1
-    assert await lacking.sweeper.run_once() == 0
+    lacking.worker = ControlWorker(lacking.eraser, house.bus, lacking.metrics)
+    assert await lacking.control_all() == 0
+    assert (await state_of(house, "r1"), await state_of(house, "r2")) == (RunEnd.DELETING, RunEnd.DELETED)
+    [letter] = house.bus.topics[dead_letter_topic(CONTROL)]
+    assert letter.headers[REASON_HEADER] == b"the run's bucket is not configured"
+    await sweep_everything(lacking)
     assert lacking.metrics.sweeps_overdue._value.get() == 1
+    await house.bus.publish(CONTROL, [replayed(letter)])
     assert await house.control_all() == 0
+    assert await state_of(house, "r1") is RunEnd.DELETED
     assert await house.sweeper.run_once() == 1
-    assert await state_of(house) is RunEnd.SWEPT
+    assert await state_of(house, "r1") is RunEnd.SWEPT
 
 
 async def test_a_run_whose_event_was_lost_is_ended_by_the_sweeper(house: House) -> None:

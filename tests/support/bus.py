@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from storage_proxy.bus.kafka import open_kafka_bus
 from storage_proxy.bus.observer import BusObserver, NoObserver
 from storage_proxy.bus.pauses import PausePolicy
 from storage_proxy.bus.port import Batch, Event, EventBus, Message
+from storage_proxy.common.errors import BusUnavailable
 from tests.support.kafka import KafkaBroker, PrivateKafka
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +76,10 @@ class KafkaHome:
         self._private = private
 
     def open(self, observer: BusObserver | None = None) -> AbstractAsyncContextManager[EventBus]:
-        return open_kafka_bus(self.broker.options(), observer=observer)
+        options = self.broker.options()
+        if self._private is not None:  # impatient: it will be away
+            options = replace(options, request_timeout=4.0)
+        return open_kafka_bus(options, observer=observer)
 
     def open_away(self) -> AbstractAsyncContextManager[EventBus]:
         """Open another while the broker is away."""
@@ -154,8 +159,25 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 
             await asyncio.sleep(0.02)
 
 
+async def publish_at_last(bus: EventBus, topic: str, published: Sequence[Event]) -> None:
+    """Publish, again and again while the bus is away."""
+
+    async def succeeded() -> bool:
+        try:
+            await bus.publish(topic, published)
+        except BusUnavailable:
+            return False
+        return True
+
+    await eventually(succeeded)
+
+
 async def done_up_to_the_end(bus: EventBus, topic: str, group: str) -> bool:
-    return all(each.committed == each.end for each in await bus.positions(topic, group))
+    """False, too, while the bus cannot say so."""
+    try:
+        return all(each.committed == each.end for each in await bus.positions(topic, group))
+    except BusUnavailable:
+        return False
 
 
 async def browsed(bus: EventBus, topic: str) -> list[Message]:

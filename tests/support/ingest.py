@@ -80,6 +80,8 @@ class MemoryBucket(ScriptedStore):
         content = b"".join([bytes(chunk) async for chunk in body])
         if terms.size not in (None, len(content)):
             raise SizeMismatch
+        if key in self.blobs:  # one that came meanwhile
+            raise BlobExists
         self.place(key, content)
         stat = await self.stat(key)
         assert stat is not None

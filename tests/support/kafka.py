@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import uuid
 from collections.abc import Iterator
@@ -21,11 +22,11 @@ class KafkaBroker:
     bootstrap_servers: str
 
     def options(self) -> KafkaOptions:
-        """Options for tests: few partitions, short pauses, impatient where it is away."""
+        """Options for tests: few partitions, short pauses."""
         return KafkaOptions(
             self.bootstrap_servers,
             topic_partitions=4,
-            request_timeout=5.0,
+            request_timeout=20.0,
             session_timeout=6.0,
             first_pause=0.05,
             longest_pause=0.5,
@@ -45,6 +46,8 @@ def kafka_broker() -> Iterator[KafkaBroker]:
         return
     run = services.running(services.Kafka())
     was_running = run.port() is not None
+    if not was_running:  # the topics of earlier tests only make it slow
+        shutil.rmtree(run.directory / "data", ignore_errors=True)
     try:
         port = run.start()
     except services.NotInstalled as failure:

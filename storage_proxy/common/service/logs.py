@@ -57,5 +57,5 @@ def configure_logs(environment: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    for noisy in ("botocore", "aiobotocore", "boto3", "urllib3", "asyncio"):
+    for noisy in ("aiokafka", "botocore", "aiobotocore", "boto3", "urllib3", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,91 @@
+"""What a stranger may publish never keeps its partition waiting: on a real SQLite state and a real embedded bus."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage_proxy.bus.dead_letters import REASON_HEADER, dead_letter_topic, origin
+from storage_proxy.bus.embedded import EmbeddedBus, open_embedded_bus
+from storage_proxy.bus.port import Event, Message
+from storage_proxy.ingest.worker import IngestWorker
+from storage_proxy.state.records import BlobState
+from tests.support.bus import browsed, embedded_options
+from tests.support.ingest import TOPIC, WritePath, reference
+
+LARGEST = embedded_options(Path()).max_event_bytes
+"""What the bus takes of one event, key and headers included."""
+
+
+async def heard(path: WritePath, bus: EmbeddedBus, event: Event) -> list[Message]:
+    """The dead letters once ``event``, and a good message behind it, are consumed."""
+    path.bucket.place("runs/r1/good", b"content")
+    await bus.publish(TOPIC, [event, Event(event.key, reference("r1", "good"))])
+    worker = IngestWorker(bus, path.verifier, path.recorder, path.buckets, options=path.options, metrics=path.metrics)
+    async with asyncio.timeout(20), bus.consume(TOPIC, "group", worker.handle):
+        while any(each.committed < each.end for each in await bus.positions(TOPIC, "group")):
+            await asyncio.sleep(0.01)
+    blob = await path.blob("r1", "good")
+    assert blob is not None
+    assert blob.state is BlobState.VERIFIED
+    return await browsed(bus, dead_letter_topic(TOPIC))
+
+
+def changed(**said: Any) -> bytes:
+    return json.dumps({**json.loads(reference("r1", "bad")), **said}).encode()
+
+
+def padded(event: Callable[[int], Event]) -> Event:
+    """The event that is exactly as large as the bus takes."""
+    empty = event(0)
+    key = empty.key or b""
+    headers = sum(len(name) + len(value) for name, value in empty.headers.items())
+    return event(LARGEST - len(empty.value) - len(key) - headers)
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+01:00"])
+async def test_a_time_that_utc_does_not_have_is_a_dead_letter(path: WritePath, tmp_path: Path, moment: str) -> None:
+    value = changed(occurred_at=moment)
+    async with open_embedded_bus(embedded_options(tmp_path / "bus.db")) as bus:
+        [letter] = await heard(path, bus, Event("r1", value))
+    assert letter.value == value
+    assert letter.headers[REASON_HEADER].startswith(b"occurred_at")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+async def test_numbers_that_json_does_not_have_are_a_dead_letter(path: WritePath, tmp_path: Path, number: str) -> None:
+    value = reference("r1", "bad", attributes={"a": 7}).replace(b"7", number.encode())
+    async with open_embedded_bus(embedded_options(tmp_path / "bus.db")) as bus:
+        [letter] = await heard(path, bus, Event("r1", value))
+    assert letter.headers[REASON_HEADER].startswith(b"payload.attributes")
+
+
+async def test_a_reason_that_quotes_a_long_name_is_cut(path: WritePath, tmp_path: Path) -> None:
+    value = changed(**{"x" * (LARGEST // 2 + 1): 1})
+    async with open_embedded_bus(embedded_options(tmp_path / "bus.db")) as bus:
+        [letter] = await heard(path, bus, Event("r1", value))
+    assert letter.value == value
+    assert len(letter.headers[REASON_HEADER]) <= 1000
+
+
+async def test_poison_as_large_as_the_bus_takes_is_a_dead_letter_without_its_value(
+    path: WritePath, tmp_path: Path
+) -> None:
+    event = padded(lambda size: Event("r1", b"x" * size))
+    async with open_embedded_bus(embedded_options(tmp_path / "bus.db")) as bus:
+        [letter] = await heard(path, bus, event)
+        [poison, _] = await browsed(bus, TOPIC)
+    assert (letter.key, letter.value) == (None, b"")
+    assert letter.headers[REASON_HEADER].endswith(b"is not JSON")
+    assert origin(letter) == (poison.partition, poison.offset)
+
+
+async def test_poison_with_large_headers_is_a_dead_letter_without_them(path: WritePath, tmp_path: Path) -> None:
+    event = padded(lambda size: Event("r1", b"poison", {"mine": b"x" * size}))
+    async with open_embedded_bus(embedded_options(tmp_path / "bus.db")) as bus:
+        [letter] = await heard(path, bus, event)
+    assert (letter.key, letter.value) == (b"r1", b"poison")
+    assert "mine" not in letter.headers
