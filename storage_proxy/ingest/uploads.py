@@ -49,7 +49,6 @@ from storage_proxy.state.port import KeyValueStore, Transaction
 from storage_proxy.state.records import BlobRecord, BlobState, Claim, OutboxRow, Records, UploadRecord
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import (
-    BlobStat,
     DeletesBlobs,
     PresignsUploads,
     ReceivesUploads,
@@ -59,6 +58,8 @@ from storage_proxy.stores.port import (
 INGEST_TOPIC = "ingest"
 """What the outbox calls the topic of announcements."""
 _CLAIM_SECONDS = 60
+_REMOVE_SECONDS = 30.0
+"""So long an object may be removed by its claim; what is left of the claim covers a request under way."""
 _CLAIM_PAUSE = 0.1
 _MINUTE = 60
 _UPLOAD_ID = re.compile(rf"({RUN_ID_PATTERN.strip('^$')})~([0-9a-f]{{32}})", re.ASCII)
@@ -224,9 +225,9 @@ class Uploads:
     async def _discard(self, place: Place) -> Claim | None:
         """Remove the object of a record that was rejected or has expired: a new body is refused while it is there.
 
-        Under a claim, so that nobody verifies it in the meantime. The claim, for the transaction that ends it; None
-        when there is nothing to discard any more. When removing fails, the claim stands until it lapses: a request
-        that was sent may still be answered.
+        Under a claim, so that nobody verifies it in the meantime; whoever was paused for long since removes nothing.
+        The claim, for the transaction that ends it; None when there is nothing to discard any more. When removing
+        fails, the claim stands until it lapses: a request that was sent may still be answered.
         """
         claim = Claim(self._source.getrandbits(62), int(self._clock()) + _CLAIM_SECONDS)
 
@@ -244,7 +245,7 @@ class Uploads:
 
         if not await self._unclaimed(take):
             return None
-        await self._remove(place)
+        await self._remove(place, within=claim.until - _CLAIM_SECONDS + _REMOVE_SECONDS - self._clock())
         return claim
 
     # Receive
@@ -296,11 +297,16 @@ class Uploads:
         stat = await bucket.receive(place.key, body, terms, max_bytes=self._options.max_upload_bytes)
         step("upload-received")
         try:
-            return await self._record_received(place, announced, stat)
-        except (RunDeleted, RunBucketMismatch):
+            record, why = await self._record_seen(place, Seen(stat, stat.crc32))
+        except (RunDeleted, RunBucketMismatch, NotFound) as error:
             with suppress(ServiceError):  # what is left is the run's second pass's, or an orphan
-                await self._remove(place)
+                await self._remove(place, within=_REMOVE_SECONDS)
+            if isinstance(error, NotFound):  # its rows went with its run, and the tombstone has been cleared since
+                raise RunDeleted from error
             raise
+        if why is not None:  # somebody has announced something else meanwhile
+            raise why.kind
+        return record
 
     async def _admit(self, place: Place, announced: Announced, expires_at: int) -> Announced:
         """What is announced of the upload, if it is wanted. One that nobody prepared here (another issuer's token, or
@@ -322,24 +328,6 @@ class Uploads:
             deadline = expires_at + self._options.upload_margin_seconds
             await self._announce(_Announcement(place, announced, expires_at, deadline))
         return recorded or announced
-
-    async def _record_received(self, place: Place, announced: Announced, stat: BlobStat) -> BlobRecord:
-        async def fn(transaction: Transaction) -> BlobRecord:
-            now = self._clock()
-            rows = await Rows.read(transaction, self._records, [place], now=now)
-            rows.admit(place)
-            if rows.claim(place) is not None:
-                raise _Claimed
-            before = rows.blob(place)
-            if before is not None and before.state is BlobState.VERIFIED and before.etag == stat.etag:
-                return before  # by the reconciler, or by this very transaction
-            order = before.order if before is not None else None
-            blob = transitions.verified(place, before, announced, Seen(stat, stat.crc32), order=order, now=now)
-            rows.put(place, blob)
-            rows.write()
-            return blob
-
-        return await self._unclaimed(fn)
 
     # Complete
 
@@ -413,11 +401,14 @@ class Uploads:
                 await asyncio.sleep(_CLAIM_PAUSE * self._source.uniform(0.5, 1.5))
         raise Busy
 
-    async def _remove(self, place: Place) -> None:
+    async def _remove(self, place: Place, *, within: float) -> None:
+        """Remove the object, unless there are no seconds left for it. Raises `StorageTimeout`."""
         bucket = self._buckets.get(place.bucket)
         if isinstance(bucket, DeletesBlobs):
+            if within <= 0:
+                raise StorageTimeout
             try:
-                async with asyncio.timeout(_CLAIM_SECONDS / 2):
+                async with asyncio.timeout(within):
                     await bucket.delete_many([place.key])
             except TimeoutError as error:
                 raise StorageTimeout from error
