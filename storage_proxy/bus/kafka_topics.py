@@ -21,6 +21,12 @@ from storage_proxy.common.errors import BusUnavailable
 # Refused to us is not refused to the operator: the topic may be there, or may be made by hand.
 _REFUSALS = (ClusterAuthorizationFailedError, PolicyViolationError, TopicAuthorizationFailedError)
 _REPLICAS = 3
+_CONFIGURATION = {
+    # The broker's clock: a message's time says how far a group is, and what may go. Else a producer could forge it.
+    "message.timestamp.type": "LogAppendTime",
+    # Messages of one key say different things: a compacted topic would keep the last blob of each run.
+    "cleanup.policy": "delete",
+}
 _LOOK_SECONDS = 0.05
 
 
@@ -58,7 +64,8 @@ class KafkaTopics:
         replicas = self._options.topic_replication
         if replicas is None:
             replicas = min(_REPLICAS, len((await admin.describe_cluster())["brokers"]))
-        answer = await admin.create_topics([NewTopic(name, self._options.topic_partitions, replicas)])
+        topic = NewTopic(name, self._options.topic_partitions, replicas, topic_configs=_CONFIGURATION)
+        answer = await admin.create_topics([topic])
         for _, code, *_ in answer.topic_errors:
             error = for_code(code)
             if error in _REFUSALS:
