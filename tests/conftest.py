@@ -4,13 +4,12 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.support.deployment import Backing, backing_services
+from tests.support.deployment import Backing
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.kafka import KafkaBroker, PrivateKafka, kafka_broker
 from tests.support.s3 import PrivateS3, S3Bucket, S3Server, fresh_bucket, s3_server
@@ -75,10 +74,10 @@ async def private_kafka(tmp_path: Path) -> AsyncIterator[PrivateKafka]:
 @pytest.fixture(scope="session")
 def backing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backing]:
     """A Kafka and an S3 server that tests may stop, and leave running: they are started once for all."""
+    services = Backing.beneath(tmp_path_factory.mktemp("backing"))
     with ThreadPoolExecutor(1) as thread:  # with a loop of its own, which the tests' loops know nothing of
-        stack = AsyncExitStack()
-        services = backing_services(tmp_path_factory.mktemp("backing"))
         try:
-            yield thread.submit(asyncio.run, stack.enter_async_context(services)).result()
+            thread.submit(asyncio.run, services.start()).result()
+            yield services
         finally:
-            thread.submit(asyncio.run, stack.aclose()).result()
+            thread.submit(asyncio.run, services.kill()).result()

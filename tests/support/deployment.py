@@ -28,18 +28,17 @@ class Backing:
     kafka: PrivateKafka
     s3: PrivateS3
 
+    @classmethod
+    def beneath(cls, directory: Path) -> "Backing":
+        return cls(PrivateKafka(directory / "kafka"), PrivateS3(directory / "s3"))
 
-@asynccontextmanager
-async def backing_services(directory: Path) -> AsyncIterator[Backing]:
-    """Both, started; killed at the end."""
-    backing = Backing(PrivateKafka(directory / "kafka"), PrivateS3(directory / "s3"))
-    try:
-        await backing.kafka.start()
-        await backing.s3.start()
-        yield backing
-    finally:
-        await backing.kafka.kill()
-        await backing.s3.kill()
+    async def start(self) -> None:
+        await self.kafka.start()
+        await self.s3.start()
+
+    async def kill(self) -> None:
+        await self.kafka.kill()
+        await self.s3.kill()
 
 
 @dataclass(frozen=True, slots=True)

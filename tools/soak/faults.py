@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.support.deployment import Backing, Deployment, backing_services
+from tests.support.deployment import Backing, Deployment
 from tests.support.producers import Producer
 from tests.support.verdict import settled
 from tools.soak.record import Record, Scale
@@ -22,8 +22,12 @@ def on_own_services(fault: Fault) -> Callable[[Scale, Record, Path], Coroutine[A
     """The case of a fault: with services that nobody else uses."""
 
     async def case(scale: Scale, record: Record, directory: Path) -> None:
-        async with backing_services(directory / "services") as backing:
+        backing = Backing.beneath(directory / "services")
+        try:
+            await backing.start()
             await fault(backing, scale, record, directory / "deployment")
+        finally:
+            await backing.kill()
 
     return case
 
