@@ -6,6 +6,7 @@ import shutil
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.asking import Asker, Request
 from benchmarks.efforts import Effort, Efforts, watched
@@ -14,6 +15,9 @@ from benchmarks.programs import Programs, configured
 from benchmarks.seeding import paths_of, place_files, record_run
 from benchmarks.storage import BLOBS, BUCKET, WORKSPACE, Storage, ensure_bucket, remove_state
 from storage_proxy.common.events import run_prefix
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.type_defs import ObjectIdentifierTypeDef
 
 STATE = WORKSPACE / "deletion.db"
 LOCAL = WORKSPACE / "local"
@@ -74,7 +78,7 @@ async def _by_sdk(storage: Storage) -> None:
     async with storage.client() as client:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=run_prefix(OBVIOUS_RUN))
         async for page in pages:
-            objects = [{"Key": blob["Key"]} for blob in page["Contents"]]
+            objects: list[ObjectIdentifierTypeDef] = [{"Key": blob["Key"]} for blob in page["Contents"]]
             await client.delete_objects(Bucket=BUCKET, Delete={"Objects": objects, "Quiet": True})
 
 

@@ -39,7 +39,8 @@ class InstantBucket:
         raise BlobNotFound
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[BlobStat]]:
-        for page in ():
+        nothing: Sequence[Sequence[BlobStat]] = ()
+        for page in nothing:
             yield page
 
     async def put(self, key: str, body: bytes) -> None:

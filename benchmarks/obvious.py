@@ -16,6 +16,7 @@ from zipstream import ZipStream  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.type_defs import ListObjectsV2RequestTypeDef
 
 CHUNK_BYTES = 64 * 1024
 PORT, ENDPOINT, ACCESS_KEY, SECRET_KEY, REGION, BUCKET = range(1, 7)
@@ -91,8 +92,10 @@ async def presign(request: web.Request) -> web.Response:
 
 async def list_blobs(request: web.Request) -> web.Response:
     """A page of blobs, from S3 itself."""
-    more = {"ContinuationToken": request.query["cursor"]} if "cursor" in request.query else {}
-    page = await request.app[CLIENT].list_objects_v2(Bucket=sys.argv[BUCKET], Prefix=request.query["prefix"], **more)
+    wanted: ListObjectsV2RequestTypeDef = {"Bucket": sys.argv[BUCKET], "Prefix": request.query["prefix"]}
+    if "cursor" in request.query:
+        wanted["ContinuationToken"] = request.query["cursor"]
+    page = await request.app[CLIENT].list_objects_v2(**wanted)
     blobs = [{"key": blob["Key"], "size": blob["Size"], "etag": blob["ETag"]} for blob in page["Contents"]]
     return web.json_response({"blobs": blobs, "next_cursor": page.get("NextContinuationToken")})
 

@@ -82,7 +82,7 @@ class KafkaBus:
                 committed = {each: await reader.committed(each) for each in partitions}
                 begins = await reader.beginning_offsets(partitions)
                 ends = await reader.end_offsets(partitions)
-                nexts = {each: max(committed[each] or 0, begins[each]) for each in partitions}
+                nexts = {each: _next(committed[each], begins[each], ends[each]) for each in partitions}
                 oldest = await _first_timestamps(reader, nexts, ends)
         return [TopicPosition(each.partition, nexts[each], ends[each], oldest.get(each)) for each in partitions]
 
@@ -123,6 +123,11 @@ class KafkaBus:
         async with self._background.running(reader):
             reader.assign(partitions)
             yield reader
+
+
+def _next(committed: int | None, begin: int, end: int) -> int:
+    """Where the group goes on: at the beginning where it has not begun, and where the topic was made anew since."""
+    return committed if committed is not None and begin <= committed <= end else begin
 
 
 async def _some(reader: AIOKafkaConsumer, waiting: Sequence[TopicPartition]) -> dict[TopicPartition, list[Any]]:

@@ -22,6 +22,12 @@ from storage_proxy.common.errors import BusUnavailable
 # Refused to us is not refused to the operator: the topic may be there, or may be made by hand.
 _REFUSALS = (ClusterAuthorizationFailedError, PolicyViolationError, TopicAuthorizationFailedError)
 _REPLICAS = 3
+_CONFIGURATION = {
+    # The broker's clock: a message's time says how far a group is, and what may go. Else a producer could forge it.
+    "message.timestamp.type": "LogAppendTime",
+    # Messages of one key say different things: a compacted topic would keep the last blob of each run.
+    "cleanup.policy": "delete",
+}
 _LOOK_SECONDS = 0.05
 
 

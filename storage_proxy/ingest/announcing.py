@@ -20,6 +20,8 @@ from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import DeletesBlobs
 
 _CLAIM_SECONDS = 60
+REMOVE_SECONDS = 30.0
+"""So long an object may be removed by its claim; what is left of the claim covers a request under way."""
 _CLAIM_PAUSE = 0.1
 _T = TypeVar("_T")
 
@@ -59,9 +61,9 @@ class Announcements:
     async def _discard(self, place: Place) -> Claim | None:
         """Remove the object of a record that was rejected or has expired: a new body is refused while it is there.
 
-        Under a claim, so that nobody verifies it in the meantime. The claim, for the transaction that ends it; None
-        when there is nothing to discard any more. When removing fails, the claim stands until it lapses: a request
-        that was sent may still be answered.
+        Under a claim, so that nobody verifies it in the meantime; whoever was paused for long since removes nothing.
+        The claim, for the transaction that ends it; None when there is nothing to discard any more. When removing
+        fails, the claim stands until it lapses: a request that was sent may still be answered.
         """
         claim = Claim(self._source.getrandbits(62), int(self._clock()) + _CLAIM_SECONDS)
 
@@ -79,7 +81,7 @@ class Announcements:
 
         if not await self.unclaimed(take):
             return None
-        await self.remove(place)
+        await self.remove(place, within=claim.until - _CLAIM_SECONDS + REMOVE_SECONDS - self._clock())
         return claim
 
     async def unclaimed(self, fn: Callable[[Transaction], Awaitable[_T]]) -> _T:
@@ -94,12 +96,14 @@ class Announcements:
                 await asyncio.sleep(_CLAIM_PAUSE * self._source.uniform(0.5, 1.5))
         raise Busy
 
-    async def remove(self, place: Place) -> None:
-        """Remove the object, where the bucket can. Raises as its store does."""
+    async def remove(self, place: Place, *, within: float) -> None:
+        """Remove the object, where the bucket can and there are seconds left for it. Raises `StorageTimeout`."""
         bucket = self._buckets.get(place.bucket)
         if isinstance(bucket, DeletesBlobs):
+            if within <= 0:
+                raise StorageTimeout
             try:
-                async with asyncio.timeout(_CLAIM_SECONDS / 2):
+                async with asyncio.timeout(within):
                     await bucket.delete_many([place.key])
             except TimeoutError as error:
                 raise StorageTimeout from error

@@ -22,8 +22,6 @@ INGEST_TOPIC = "ingest"
 """What the outbox calls the topic of announcements."""
 _TOGETHER = 100
 """So many rows, with the longest of paths, are far below what a transaction takes."""
-_TRANSACTIONS = 2
-"""While one commits, another gathers."""
 _MINUTE = 60
 
 
@@ -68,7 +66,7 @@ class PendingBlobs:
         self._options = options
         self._clock = clock
         self._queue: deque[_Waiting] = deque()
-        self._at_work: set[asyncio.Task[None]] = set()
+        self._work: asyncio.Task[None] | None = None
 
     async def add(self, announcement: Announcement) -> None:
         """Make the path pending. A caller that is cancelled may have announced nevertheless.
@@ -77,14 +75,12 @@ class PendingBlobs:
         """
         waiting = _Waiting(announcement)
         self._queue.append(waiting)
-        if len(self._at_work) < _TRANSACTIONS:
-            task = asyncio.create_task(self._work(), name="announcing")
-            self._at_work.add(task)
-            task.add_done_callback(self._at_work.discard)
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._write_all(), name="announcing")
         await waiting.done
 
-    async def _work(self) -> None:
-        """Until nobody waits."""
+    async def _write_all(self) -> None:
+        """Until nobody waits. While one transaction commits, those who come gather for the next."""
         while self._queue:
             taken = [self._queue.popleft() for _ in range(min(_TOGETHER, len(self._queue)))]
             wanted = [each for each in taken if not each.done.done()]  # else its caller was cancelled

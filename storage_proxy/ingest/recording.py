@@ -180,6 +180,8 @@ def _is_newer(order: Order, before: BlobRecord) -> bool:
     """Whether a message has not had its effect. One that was rejected comes again when its dead letter is replayed."""
     if before.order is None or before.order.partition != order.partition:
         return True
+    if order.at_ms > before.order.at_ms > 0:
+        return True  # even with a lower offset: then the topic was made anew, and its offsets have begun anew
     if order.offset == before.order.offset:
         return before.state is BlobState.REJECTED
     return order.offset > before.order.offset

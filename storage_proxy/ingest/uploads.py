@@ -35,7 +35,7 @@ from storage_proxy.common.tokens import UploadClaims
 from storage_proxy.common.values import moment
 from storage_proxy.common.wire import RUN_ID_PATTERN, PreparedUpload, RunAccess, UploadOrder, UploadTarget, Via
 from storage_proxy.ingest import transitions
-from storage_proxy.ingest.announcing import Announcements
+from storage_proxy.ingest.announcing import REMOVE_SECONDS, Announcements
 from storage_proxy.ingest.metrics import IngestMetrics
 from storage_proxy.ingest.options import IngestOptions
 from storage_proxy.ingest.pending import Announcement, Claimed, upload_id
@@ -46,7 +46,6 @@ from storage_proxy.state.port import KeyValueStore, Transaction
 from storage_proxy.state.records import BlobRecord, BlobState, Records
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import (
-    BlobStat,
     PresignsUploads,
     ReceivesUploads,
     UploadTerms,
@@ -201,11 +200,16 @@ class Uploads:
         stat = await bucket.receive(place.key, body, terms, max_bytes=self._options.max_upload_bytes)
         step("upload-received")
         try:
-            return await self._record_received(place, announced, stat)
-        except (RunDeleted, RunBucketMismatch):
+            record, why = await self._record_seen(place, Seen(stat, stat.crc32))
+        except (RunDeleted, RunBucketMismatch, NotFound) as error:
             with suppress(ServiceError):  # what is left is the run's second pass's, or an orphan
-                await self._announcements.remove(place)
+                await self._announcements.remove(place, within=REMOVE_SECONDS)
+            if isinstance(error, NotFound):  # its rows went with its run, and the tombstone has been cleared since
+                raise RunDeleted from error
             raise
+        if why is not None:  # somebody has announced something else meanwhile
+            raise why.kind
+        return record
 
     async def _admit(self, place: Place, announced: Announced, expires_at: int) -> Announced:
         """What is announced of the upload, if it is wanted. One that nobody prepared here (another issuer's token, or
@@ -228,24 +232,6 @@ class Uploads:
             await self._announcements.announce(Announcement(place, announced, expires_at, deadline))
         return recorded or announced
 
-    async def _record_received(self, place: Place, announced: Announced, stat: BlobStat) -> BlobRecord:
-        async def fn(transaction: Transaction) -> BlobRecord:
-            now = self._clock()
-            rows = await Rows.read(transaction, self._records, [place], now=now)
-            rows.admit(place)
-            if rows.claim(place) is not None:
-                raise Claimed
-            before = rows.blob(place)
-            if before is not None and before.state is BlobState.VERIFIED and before.etag == stat.etag:
-                return before  # by the reconciler, or by this very transaction
-            order = before.order if before is not None else None
-            blob = transitions.verified(place, before, announced, Seen(stat, stat.crc32), order=order, now=now)
-            rows.put(place, blob)
-            rows.write()
-            return blob
-
-        return await self._announcements.unclaimed(fn)
-
     # Complete
 
     async def complete(self, upload: str, access: RunAccess) -> tuple[str, str, BlobRecord]:
@@ -263,7 +249,7 @@ class Uploads:
             if seen is None:
                 raise UploadIncomplete
             try:
-                record, why = await self._record_seen(place, announced, seen)
+                record, why = await self._record_seen(place, seen, looked_for=announced)
             except _AnnouncedAnew:
                 continue
             if why is not None:
@@ -290,8 +276,12 @@ class Uploads:
         return await self._store.transact(fn)
 
     async def _record_seen(
-        self, place: Place, announced: Announced, seen: Seen
+        self, place: Place, seen: Seen, *, looked_for: Announced | None = None
     ) -> tuple[BlobRecord, Contradiction | None]:
+        """Hold what is there against what is announced by now. Raises `_AnnouncedAnew` when that is not what the look
+        was for: what is worth reading depends on it.
+        """
+
         async def fn(transaction: Transaction) -> tuple[BlobRecord, Contradiction | None]:
             now = self._clock()
             rows = await Rows.read(transaction, self._records, [place], now=now)
@@ -303,7 +293,8 @@ class Uploads:
                 raise _no_such_upload()
             if before.state is BlobState.VERIFIED:
                 return before, None
-            if Announced.by_record(before) != announced:  # what is worth reading depends on it
+            announced = Announced.by_record(before)
+            if looked_for not in (None, announced):
                 raise _AnnouncedAnew
             why = contradiction(announced, seen)
             if why is None:

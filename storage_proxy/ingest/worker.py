@@ -92,8 +92,7 @@ class IngestWorker:
             # A replica that is told of fewer buckets than the others must neither lose the message nor keep its
             # partition waiting for ever: as a dead letter it is kept, seen, and replayed once the bucket is there.
             raise Poison("payload.bucket: is not configured") from None
-        order = origin(message) or (message.partition, message.offset)
-        return Heard(place, Announced.by_event(event.payload), Order(*order), None, nbytes=len(message.value))
+        return Heard(place, Announced.by_event(event.payload), _order(message), None, nbytes=len(message.value))
 
     async def _looked_at(self, heard: Heard) -> Heard:
         try:
@@ -149,3 +148,9 @@ class IngestWorker:
     def _count(self, recording: Recording) -> None:
         for each in recording.decisions:
             self._metrics.messages.labels(each.verdict.value).inc()
+
+
+def _order(message: Message) -> Order:
+    """A replayed dead letter's is its first one; when the bus had taken it then is not known any more."""
+    first = origin(message)
+    return Order(message.partition, message.offset, int(message.timestamp * 1000)) if first is None else Order(*first)

@@ -17,7 +17,7 @@ from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.errors import StorageTimeout
 from storage_proxy.common.events import RUNS_PREFIX
 from storage_proxy.common.steps import step
-from storage_proxy.lifecycle.horizon import DeadLetterKeys, heard_until
+from storage_proxy.lifecycle.horizon import DeadLetterNames, heard_until
 from storage_proxy.lifecycle.jobs import Tally
 from storage_proxy.lifecycle.locks import HeldLock
 from storage_proxy.lifecycle.orphan_claims import ACT_SECONDS, OrphanClaims
@@ -47,7 +47,7 @@ class _Wanted:
     """What protects an object: being as young as ``cutoff`` (epoch seconds), or named in a dead letter."""
 
     cutoff: float
-    letters: DeadLetterKeys
+    letters: DeadLetterNames
 
     def may_be_orphan(self, stat: BlobStat) -> bool:
         """Folders are left alone, and so is a file name that is no text: no record, and no claim, can be of it."""
@@ -98,7 +98,7 @@ class CleanupOrphans:
         """First how far the group is, then the dead letters: what was consumed before lies there by now."""
         options = self._options
         heard = await heard_until(self._bus, options.ingest_topic, options.ingest_group, self._clock())
-        letters = await DeadLetterKeys.read(self._bus, dead_letter_topic(options.ingest_topic))
+        letters = await DeadLetterNames.read(self._bus, dead_letter_topic(options.ingest_topic))
         return _Wanted(heard - options.orphan_seconds, letters)
 
     async def _discard_uploads(self, name: str, store: DeletesBlobs) -> None:

@@ -4,11 +4,10 @@ The law: unknown is not absent. Whatever may yet be announced, or was and waits 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from hashlib import blake2b
 
-from storage_proxy.bus.port import EventBus, Message
-from storage_proxy.common.events import RUNS_PREFIX
+from storage_proxy.bus.port import EventBus
 
 
 async def heard_until(bus: EventBus, topic: str, group: str, now: float) -> float:
@@ -17,37 +16,38 @@ async def heard_until(bus: EventBus, topic: str, group: str, now: float) -> floa
     return min([now, *(position.oldest for position in positions if position.oldest is not None)])
 
 
-class DeadLetterKeys:
-    """The keys that dead letters name, 8 bytes of each: a collision keeps an object, never removes one."""
+class DeadLetterNames:
+    """The keys and the run ids that dead letters name, 8 bytes of each: a collision keeps one more, removes none."""
 
     def __init__(self) -> None:
         self._digests: set[bytes] = set()
 
-    def __contains__(self, key: str) -> bool:
-        return _digest(key) in self._digests
+    def __contains__(self, name: str) -> bool:
+        """Whether a letter names this key, or this run: no run id is a key of a run's."""
+        return _digest(name) in self._digests
 
     @classmethod
-    async def read(cls, bus: EventBus, topic: str) -> "DeadLetterKeys":
+    async def read(cls, bus: EventBus, topic: str) -> "DeadLetterNames":
         """Of all dead letters that ``topic`` keeps. A letter that is no JSON names nothing."""
-        keys = cls()
+        names = cls()
         async for messages in bus.browse(topic):
-            keys._add(messages)
-        return keys
-
-    def _add(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            key = _key_in(message.value)
-            if key is not None and key.startswith(RUNS_PREFIX):
-                self._digests.add(_digest(key))
+            for message in messages:
+                names._digests.update(map(_digest, _names_in(message.value)))
+        return names
 
 
-def _key_in(value: bytes) -> str | None:
+def _names_in(value: bytes) -> Iterator[str]:
     try:
-        key = json.loads(value)["payload"]["key"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return key if isinstance(key, str) else None
+        event = json.loads(value)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(event, dict):
+        return
+    payload = event.get("payload")
+    for name in (event.get("run_id"), payload.get("key") if isinstance(payload, dict) else None):
+        if isinstance(name, str):
+            yield name
 
 
-def _digest(key: str) -> bytes:
-    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def _digest(name: str) -> bytes:
+    return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from storage_proxy.common.errors import StateUnavailable
 from storage_proxy.common.events import parse_run_key
 from storage_proxy.lifecycle.locks import HeldLock
 from storage_proxy.state.port import KeyValueStore, Transaction
@@ -53,12 +54,17 @@ class OrphanClaims:
         return await self._store.transact(fn)
 
     async def claim(self, bucket: str, keys: Sequence[str]) -> Claimed:
-        """Claim those of ``keys``, at most 500, that no record knows. Raises `LockLost`."""
+        """Claim those of ``keys``, at most 500, that no record knows.
+
+        Raises `LockLost`, and `StateUnavailable` while a state file is being read in: then nobody knows what is known.
+        """
         earlier: dict[str, Claim] = {}
 
         async def fn(transaction: Transaction) -> Claimed:
             now = self._clock()
             await self._lock.check(transaction)
+            if await self._records.imports.get(transaction) is not None:
+                raise StateUnavailable("A state file is being read in: until it is, no object is an orphan")
             orphans = await self._orphans(transaction, bucket, keys)
             found = await self._records.claims.get_many(transaction, [(bucket, key) for key in orphans])
             for key, claim in zip(orphans, found, strict=True):

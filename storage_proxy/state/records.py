@@ -43,10 +43,15 @@ class BlobState(StrEnum):
 
 
 class Order(NamedTuple):
-    """The place of a message among those of its key. Orders of different partitions do not compare."""
+    """The place of a message among those of its key. Orders of different partitions do not compare.
+
+    ``at_ms`` is when the bus took the message (epoch milliseconds), 0 where that is not known. Within one log it grows
+    with the offset: one that does not is of another log, a topic that was made anew or lies on another bus.
+    """
 
     partition: int
     offset: int
+    at_ms: int = 0
 
 
 class Record:
@@ -325,4 +330,8 @@ def _reviver(hint: Any) -> Any:
     for kind in (BlobState, RunEnd):
         if hint is kind:
             return kind
-    return Order._make if Order in getattr(hint, "__args__", ()) else None
+    return _order if Order in getattr(hint, "__args__", ()) else None
+
+
+def _order(elements: Sequence[int]) -> Order:
+    return Order(*elements)

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import ssl
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from cryptography import x509
@@ -138,6 +140,47 @@ async def test_a_topic_is_made_once_however_many_need_it_at_once(kafka: KafkaBro
     async with open_kafka_bus(kafka.options()) as one, open_kafka_bus(kafka.options()) as two:
         await asyncio.gather(*(bus.publish(topic, [event]) for bus in (one, two) for event in events(10)))
         assert len(await browsed(one, topic)) == 20
+
+
+async def test_a_message_is_as_old_as_the_broker_says_and_not_as_its_producer_does(kafka: KafkaBroker) -> None:
+    """By it cleanup-orphans knows what has been heard: a time to come would let objects go that are still announced."""
+    topic = unique_topic()
+    async with open_kafka_bus(kafka.options()) as bus:
+        await bus.positions(topic, "group")  # makes it
+        async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers) as stranger:
+            for days in (30, -30):
+                forged = int((time.time() + days * 86_400) * 1000)
+                await stranger.send_and_wait(topic, b"{}", b"key", timestamp_ms=forged)
+        [found] = [each.oldest for each in await bus.positions(topic, "group") if each.oldest is not None]
+        times = [message.timestamp for message in await browsed(bus, topic)]
+    assert all(abs(moment - time.time()) < 3600 for moment in (found, *times))
+
+
+async def test_a_message_without_a_value_is_one_that_is_empty(kafka: KafkaBroker) -> None:
+    topic = unique_topic()
+    async with open_kafka_bus(kafka.options()) as bus:
+        await bus.positions(topic, "group")  # makes it
+        async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers) as stranger:
+            await stranger.send_and_wait(topic, None, b"\xff", headers=[("twice", b"1"), ("twice", None)])
+        [message] = await browsed(bus, topic)
+    assert (message.key, message.value, message.headers) == (b"\xff", b"", {"twice": b""})
+
+
+async def test_a_group_that_was_further_than_the_topic_reaches_has_consumed_nothing(kafka: KafkaBroker) -> None:
+    """As when the topic was made anew: the group begins at its beginning again."""
+    topic = unique_topic()
+    async with open_kafka_bus(kafka.options()) as bus:
+        await bus.publish(topic, events(8))
+        ends = {each.partition: each.end for each in await bus.positions(topic, "group")}
+        beyond = {TopicPartition(topic, partition): end + 1000 for partition, end in ends.items()}
+        async with AIOKafkaConsumer(
+            bootstrap_servers=kafka.bootstrap_servers, group_id="group", enable_auto_commit=False
+        ) as member:
+            member.assign(list(beyond))
+            await member.commit(beyond)
+        for each in await bus.positions(topic, "group"):
+            assert (each.committed, each.end) == (0, ends[each.partition])
+            assert (each.oldest is not None) == (each.end > 0)
 
 
 async def test_a_topic_that_cannot_be_made_is_unavailable(kafka: KafkaBroker) -> None:

@@ -1,6 +1,7 @@
 """What a stranger may publish never keeps its partition waiting: on a real SQLite state and a real embedded bus."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from storage_proxy.bus.dead_letters import REASON_HEADER, dead_letter_topic, origin
 from storage_proxy.bus.embedded import EmbeddedBus, open_embedded_bus
-from storage_proxy.bus.port import Event, Message
+from storage_proxy.bus.port import Batch, Event, Message
 from storage_proxy.ingest.worker import IngestWorker
 from storage_proxy.state.records import BlobState
 from tests.support.bus import browsed, embedded_options
@@ -89,3 +90,37 @@ async def test_poison_with_large_headers_is_a_dead_letter_without_them(path: Wri
         [letter] = await heard(path, bus, event)
     assert (letter.key, letter.value) == (b"r1", b"poison")
     assert "mine" not in letter.headers
+
+
+async def test_announcements_are_heard_though_the_topic_was_made_anew(path: WritePath, tmp_path: Path) -> None:
+    """Its offsets begin at 0 again, below those that the records hold."""
+    fresh = itertools.count(1_700_000_000)
+    for name in ("old.db", "new.db"):
+        options = embedded_options(tmp_path / name)
+        async with open_embedded_bus(options, wall_clock=lambda: next(fresh)) as bus:
+            if name == "old.db":
+                await bus.publish(TOPIC, [Event("r1", b"fills the log")] * 5)
+            path.bucket.place("runs/r1/a", name.encode())
+            await bus.publish(TOPIC, [Event("r1", reference("r1", "a", attributes={"of": name}))])
+            await heard(path, bus, Event("r1", b"behind it"))
+            blob = await path.blob("r1", "a")
+            assert blob is not None
+            assert (blob.attributes, blob.etag) == ({"of": name}, path.bucket.blobs["runs/r1/a"].etag)
+
+
+async def test_a_log_that_is_read_again_from_its_beginning_changes_nothing(path: WritePath, tmp_path: Path) -> None:
+    async with open_embedded_bus(embedded_options(tmp_path / "bus.db")) as bus:
+        path.bucket.place("runs/r1/a", b"content")
+        for number in range(3):
+            await bus.publish(TOPIC, [Event("r1", reference("r1", "a", attributes={"number": number}))])
+        await heard(path, bus, Event("r1", b"behind it"))
+        records = await path.blobs()
+        stale = path.metrics.messages.labels("stale")
+        batches = [Batch(TOPIC, message.partition, [message]) for message in await browsed(bus, TOPIC)]
+        worker = IngestWorker(
+            bus, path.verifier, path.recorder, path.buckets, options=path.options, metrics=path.metrics
+        )
+        for batch in batches:
+            assert await worker.handle(batch) == 1
+            assert await path.blobs() == records
+        assert stale._value.get() == 4

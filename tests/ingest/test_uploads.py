@@ -18,6 +18,7 @@ from storage_proxy.common.errors import (
     RunDeleted,
     ServiceError,
     SizeMismatch,
+    StorageTimeout,
     StorageUnavailable,
     UnsafeName,
     UploadIncomplete,
@@ -215,6 +216,32 @@ async def test_a_claim_stands_while_the_object_of_a_rejected_path_cannot_be_remo
     assert path.bucket.blobs == {}
 
 
+async def test_a_process_that_was_paused_after_its_claim_removes_nothing(
+    path: WritePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = await path.uploads.prepare(order(size=8))
+    path.bucket.place("runs/r1/a", b"content")
+    with pytest.raises(SizeMismatch):
+        await path.uploads.complete(prepared.upload_id, ANYONE)
+    transact = path.store.transact
+
+    async def paused_after_the_claim(fn: Any) -> Any:
+        result = await transact(fn)
+        if await transact(lambda each: path.records.claims.get(each, "media", "runs/r1/a")) is not None:
+            monkeypatch.undo()
+            path.clock.now += 61
+            await path.uploads.prepare(order(size=9))  # by another process, when the claim has lapsed
+            path.bucket.place("runs/r1/a", b"contents!")
+            await path.uploads.complete(prepared.upload_id, ANYONE)
+        return result
+
+    monkeypatch.setattr(path.store, "transact", paused_after_the_claim)
+    with pytest.raises(StorageTimeout):
+        await path.uploads.prepare(order(size=9))
+    assert path.bucket.blobs["runs/r1/a"].content == b"contents!"
+    assert await state_of(path) is BlobState.VERIFIED
+
+
 async def test_uploads_prepared_at_once_for_one_path_are_one_upload(path: WritePath) -> None:
     path.bucket.place("runs/r1/a", b"wrong")
     await path.announce("r1", "a", size=1)
@@ -293,6 +320,35 @@ async def test_a_run_that_is_deleted_during_an_upload_keeps_nothing_of_it(path: 
     assert await path.blobs() == {}
     with pytest.raises(RunDeleted):
         await path.uploads.receive(claims(), chunks(b"content"), 7)
+
+
+async def test_an_upload_does_not_come_to_the_next_run_of_its_id(path: WritePath) -> None:
+    async def body() -> Any:
+        yield b"con"
+        await path.delete_run("r1")
+        await path.store.transact(lambda each: clear_tombstone(path, each))
+        yield b"tent"
+
+    with pytest.raises(RunDeleted):
+        await path.uploads.receive(claims(), body(), 7)
+    assert path.bucket.blobs == {}
+    assert await path.run("r1") is None
+
+
+async def clear_tombstone(path: WritePath, transaction: Transaction) -> None:
+    path.records.tombstones.clear(transaction, "r1")
+
+
+async def test_what_is_announced_during_an_upload_holds_for_it(path: WritePath) -> None:
+    async def body() -> Any:
+        yield b"con"
+        await path.announce("r1", "a", size=8)
+        await path.deliver()
+        yield b"tent"
+
+    with pytest.raises(SizeMismatch):
+        await path.uploads.receive(claims(), body(), 7)
+    assert await state_of(path) is BlobState.REJECTED
 
 
 async def test_a_second_upload_by_the_same_token_is_refused(path: WritePath) -> None:

@@ -1,5 +1,6 @@
 """The other clean-up jobs on a real SQLite file and real local buckets."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -90,6 +91,16 @@ async def test_tombstones_wait_for_messages_that_are_not_consumed(house: House) 
     assert (await house.run_job(tombstones_job(house))).removed == 0
     house.bus.committed[INGEST, GROUP] = 1
     assert (await house.run_job(tombstones_job(house))).removed == 1
+
+
+async def test_a_run_that_a_dead_letter_names_keeps_its_tombstone(house: House) -> None:
+    """Replayed after all that time, it would bring the run back."""
+    await swept(house, "a", "b")
+    letter = json.dumps({"run_id": "a", "payload": {"key": "runs/a/b"}}).encode()
+    await house.bus.publish(f"{INGEST}.dlq", [Event("a", letter), Event("b", b"["), Event("b", b'{"run_id": 1}')])
+    house.clock.now += 2 * TOMBSTONE_SECONDS
+    assert (await house.run_job(tombstones_job(house))).removed == 1
+    assert await tombstones(house) == ["a"]
 
 
 async def written(house: House, root: Path, name: str, age: float) -> None:

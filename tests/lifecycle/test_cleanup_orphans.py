@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 
 from storage_proxy.bus.port import Event
-from storage_proxy.common.errors import StorageTimeout
+from storage_proxy.common.errors import StateUnavailable, StorageTimeout
 from storage_proxy.lifecycle import cleanup_orphans as module
 from storage_proxy.lifecycle.jobs import JobProgress
 from storage_proxy.lifecycle.locks import LockHeld, LockLost, Locks
 from storage_proxy.lifecycle.orphan_claims import ACT_SECONDS, CLAIM_SECONDS, OrphanClaims
-from storage_proxy.state.records import BlobState, Claim
+from storage_proxy.state.records import BlobState, Claim, Import
 from tests.support.lifecycle import EVERY_BUCKET, GROUP, INGEST, LOCK_SECONDS, House, Killed, kill_at
 from tests.support.orphans_scenario import OrphansScenario
 
@@ -90,6 +90,13 @@ async def test_what_a_dead_letter_names_stays(scenario: OrphansScenario) -> None
     await scenario.house.bus.publish(f"{INGEST}.dlq", [Event("r", value) for value in values + junk])
     await scenario.house.run_job(scenario.job())
     assert await scenario.left() == scenario.known.union(kept)
+
+
+async def test_nothing_is_an_orphan_of_a_state_that_is_half_read_in(scenario: OrphansScenario) -> None:
+    await scenario.house.set(scenario.house.records.imports, Import("0" * 64))
+    with pytest.raises(StateUnavailable, match="being read in"):
+        await scenario.house.run_job(scenario.job())
+    assert await scenario.left() == scenario.known | scenario.orphaned
 
 
 @pytest.mark.parametrize("blob_state", list(BlobState))
