@@ -32,13 +32,13 @@ def on_own_services(fault: Fault) -> Callable[[Scale, Record, Path], Coroutine[A
     return case
 
 
-async def judge(deployment: Deployment, producer: Producer, record: Record, *, within: float = SETTLE_SECONDS) -> None:
+async def judge(deployment: Deployment, producer: Producer, record: Record, *, swept: bool = True) -> None:
     """Wait until all is settled, and record what was promised and what contradicts it."""
-    found = await settled(deployment, producer, within=within)
+    found = await settled(deployment, producer, within=SETTLE_SECONDS, swept=swept)
     ledger = producer.ledger
     promised = f"{ledger.blobs:,} blobs of {len(ledger.live):,} runs"
     record.saw("to be verified, once, with size and CRC-32", promised, holds=ledger.blobs > 0)
-    record.saw("deleted runs, to be swept", f"{len(ledger.deleted):,}")
+    record.saw(f"deleted runs, to be {'swept' if swept else 'deleted'}", f"{len(ledger.deleted):,}")
     record.saw("dead letters, all of them poison", f"{len(ledger.poison):,}")
     record.saw("tries that producers had to repeat", f"{ledger.retries:,}")
     record.saw("contradictions at the end", "; ".join(found) or "none", holds=not found)

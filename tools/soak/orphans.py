@@ -19,7 +19,7 @@ _SEED = 15
 _RUNS = 40
 _AT_ONCE = 64
 _LOCKED = 75
-_LOCK_SECONDS = {False: 15, True: 10}
+_LOCK_SECONDS = 30
 """For so long a job that is stopped keeps its lock: a second one must have begun by then."""
 _OLD_SECONDS = 5.0
 _LOCK_VARIABLE = "STORAGE_PROXY__LIFECYCLE__LOCK_SECONDS"
@@ -38,17 +38,18 @@ async def orphans(backing: Backing, scale: Scale, record: Record, directory: Pat
         orphaned = await _fill(producer, rng, objects, lost)
         found = await settled(deployment, producer, within=SETTLE_SECONDS)
         record.saw("objects with a verified record", f"{producer.ledger.blobs:,}", holds=not found)
-        await asyncio.sleep(_OLD_SECONDS)  # beyond orphan_seconds: the age of objects is what is to be reached
-        before = await producer.objects()
+        await asyncio.sleep(_OLD_SECONDS)  # not a wait for a condition: objects have to be older than orphan_seconds
+        before = (await producer.objects()).keys()
         dry = await deployment.operator.ask(*JOB, "--dry-run")
         named = {line["name"].removeprefix("media/") for line in dry.lines if "name" in line}
         seen = f"exit {dry.code}, {len(named)} named"
         record.saw("dry run", seen, holds=dry.code == 0 and named == orphaned)
-        record.saw("objects that the dry run removed", len(before) - len(await producer.objects()), holds=True)
+        removed = before - (await producer.objects()).keys()
+        record.saw("objects that the dry run removed", len(removed), holds=not removed)
         done = asyncio.Event()
         uploading = asyncio.create_task(_upload_until(producer, done))
         try:
-            again = await _jobs(deployment, producer, orphaned, record, quick=scale.quick)
+            again = await _jobs(deployment, producer, orphaned, record)
         finally:
             done.set()
             uploaded = await uploading
@@ -81,12 +82,10 @@ async def _fill(producer: Producer, rng: random.Random, objects: int, lost: int)
     return {key for key in await asyncio.gather(*map(put, range(objects))) if key is not None}
 
 
-async def _jobs(
-    deployment: Deployment, producer: Producer, orphaned: set[str], record: Record, *, quick: bool
-) -> set[str]:
+async def _jobs(deployment: Deployment, producer: Producer, orphaned: set[str], record: Record) -> set[str]:
     """Jobs that are stopped, refused, killed; returns the keys that were put again before the stopped one went on."""
-    operator, lock_seconds = deployment.operator, _LOCK_SECONDS[quick]
-    stopped = await operator.begin(*JOB, **{STOP_VARIABLE: "orphan-claimed", _LOCK_VARIABLE: str(lock_seconds)})
+    operator = deployment.operator
+    stopped = await operator.begin(*JOB, **{STOP_VARIABLE: "orphan-claimed", _LOCK_VARIABLE: str(_LOCK_SECONDS)})
     await _until_stopped(stopped.pid)
     refused = await operator.ask(*JOB)
     names_it = f":{stopped.pid}" in refused.complaint

@@ -47,7 +47,7 @@ async def kafka_stopped(backing: Backing, scale: Scale, record: Record, director
             record.saw(f"{name}: answers of the API", told, holds=expected and bool(statuses))
             record.saw(f"{name}: slowest answer", f"{slowest:.2f} s", holds=slowest < _SLOW_SECONDS)
             record.saw(f"{name}: events waiting in the outbox at the end of it", waiting, holds=waiting > 0)
-        await judge(deployment, producer, record)
+        await judge(deployment, producer, record, swept=not scale.quick)
 
 
 async def _use(producer: Producer, run_id: str, statuses: Counter[str], *, deletes: bool) -> float:

@@ -165,7 +165,7 @@ async def deleted_while_downloaded(backing: Backing, scale: Scale, record: Recor
             record.saw(f"{bucket}: downloads", told, holds=set(outcomes) <= {"whole", "aborted"})
         # A blob that stays, so that there is something to judge beside the deleted runs.
         await producer.upload("stays", "blob.bin", producer.body())
-        await judge(deployment, producer, record)
+        await judge(deployment, producer, record, swept=not scale.quick)
 
 
 async def _delete_during(
