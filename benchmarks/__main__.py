@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks import deletion, effort_report, ingestion, listing, presigns, report
+from benchmarks import calls, deletion, effort_report, ingestion, listing, presigns, report
 from benchmarks.cases import FULL, SMALL, Case
 from benchmarks.efforts import Efforts
 from benchmarks.measurement import measure
@@ -28,6 +28,7 @@ class Comparison(Protocol):
 
 
 LIFECYCLE: Mapping[str, tuple[Comparison, int, int]] = {
+    "calls": (calls.compare, 5_000, 500),
     "ingestion": (ingestion.compare, 10_000, 1_000),
     "presigns": (presigns.compare, 10_000, 500),
     "listing": (listing.compare, 100_000, 5_000),
