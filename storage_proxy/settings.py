@@ -1,5 +1,6 @@
 """The proxy's configuration: every key, its default and what it means."""
 
+import base64
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -8,6 +9,7 @@ from pydantic import AfterValidator, Field, SecretStr, StringConstraints, model_
 from pydantic_settings import SettingsConfigDict
 
 from storage_proxy.common.service.settings import (
+    DEVELOPMENT_MARK,
     BaseUrl,
     GuardedSecret,
     ListenAddress,
@@ -280,6 +282,12 @@ class ProxySettings(ServiceSettings):
 
     def problems(self) -> list[str]:
         found = super().problems()
+        if self.environment == "production":
+            found += [
+                f"blob_uris.keys.{index}: is a development secret"
+                for index, key in enumerate(self.blob_uris.keys)
+                if DEVELOPMENT_MARK.encode() in base64.urlsafe_b64decode(key.get_secret_value())
+            ]
         if self.manifests_bucket not in self.buckets:
             found.append("manifests.bucket: is not a bucket of this configuration")
         taken: set[str] = set()

@@ -143,6 +143,14 @@ async def test_uploads_are_refused_by_code(running: Running) -> None:
     assert code(await put(running, running.upload_url("c"), b"x")) == (409, "run-deleted")
 
 
+async def test_a_wrong_token_of_another_issuer_does_not_stand_in_the_way_of_the_right_one(running: Running) -> None:
+    status, answer = await put(running, running.upload_url(size=len(CONTENT), crc32="00000000"))
+    assert (status, answer["code"]) == (400, "checksum-mismatch")
+    body = CONTENT[1:]
+    status, blob = await put(running, running.upload_url(size=len(body), crc32=crc32_of(body)), body)
+    assert (status, blob["size"], blob["crc32"]) == (201, len(body), crc32_of(body))
+
+
 @pytest.mark.parametrize(
     ("grant_of", "length"), [({"size": 3}, 4), ({}, MAX_BYTES + 1), ({"max_downloads": 1}, 4)], ids=ascii
 )
