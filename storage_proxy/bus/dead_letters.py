@@ -62,6 +62,8 @@ async def bury(bus: EventBus, topic: str, dead: Sequence[tuple[Message, str]]) -
     except EventTooLarge:
         for message, reason in dead:
             await _bury_large(bus, topic, message, reason)
+    for message, reason in dead:
+        _log.warning("%s[%d] offset %d is a dead letter: %s", topic, message.partition, message.offset, reason)
 
 
 async def _bury_large(bus: EventBus, topic: str, message: Message, reason: str) -> None:

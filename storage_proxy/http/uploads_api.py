@@ -133,7 +133,7 @@ class UploadHandlers:
             status=201,
             body=answer.model_dump_json().encode(),
             content_type="application/json",
-            headers={**_GUARDS, hdrs.ETAG: record.etag},
+            headers={**_GUARDS, "ETag": record.etag},
         )
 
     async def _body(self, request: web.Request, transfer: _Transfer) -> AsyncGenerator[bytes, None]:

@@ -87,4 +87,5 @@ class ControlWorker:
             _log.exception("The deletion of run %s has to wait", run_id)
             return _Outcome.WAITS
         self._metrics.run_passes.labels("first", "done").inc()
+        _log.info("Run %s is deleted", run_id)
         return _Outcome.DONE
