@@ -30,7 +30,7 @@ async def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     where = str(tmp_path / "file" / "below.db")
     settings = local_settings(tmp_path, state={"path": where}, bus={"path": where})
     async with AsyncExitStack() as stack:
-        with pytest.raises(StateUnavailable, match="below.db cannot be made"):
+        with pytest.raises(StateUnavailable, match=r"below\.db cannot be made"):
             await open_state(settings, stack)
-        with pytest.raises(BusUnavailable, match="below.db cannot be made"):
+        with pytest.raises(BusUnavailable, match=r"below\.db cannot be made"):
             await open_bus(settings, stack)
