@@ -124,7 +124,7 @@ async def test_a_scan_for_a_rare_state_stops_in_time_with_a_cursor(
     assert pages > 2
 
 
-@pytest.mark.parametrize("cursor", ["", "!", "YQ==", "YR", "Li4", "L2E", "_w", "é"])
+@pytest.mark.parametrize("cursor", ["!", "YQ==", "YR", "Li4", "L2E", "_w"])
 async def test_a_cursor_that_no_page_gave_is_refused(house: House, cursor: str) -> None:
     await house.record("r1", ["a"])
     with pytest.raises(InvalidRequest):
