@@ -156,6 +156,21 @@ async def test_a_message_is_as_old_as_the_broker_says_and_not_as_its_producer_do
     assert all(abs(moment - time.time()) < 3600 for moment in (found, *times))
 
 
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+async def test_whatever_compresses_the_messages_of_others_they_are_read(kafka: KafkaBroker, compression: str) -> None:
+    """A client library that cannot read one keeps its partition waiting for ever."""
+    topic = unique_topic()
+    deliveries = Deliveries()
+    async with open_kafka_bus(kafka.options()) as bus, bus.consume(topic, unique_topic("group"), deliveries.handle):
+        await bus.positions(topic, "group")  # makes it
+        async with AIOKafkaProducer(
+            bootstrap_servers=kafka.bootstrap_servers, compression_type=compression
+        ) as stranger:
+            for event in events(20):
+                await stranger.send_and_wait(topic, event.value, str(event.key).encode())
+        await deliveries.until_all_of(events(20))
+
+
 async def test_a_message_without_a_value_is_one_that_is_empty(kafka: KafkaBroker) -> None:
     topic = unique_topic()
     async with open_kafka_bus(kafka.options()) as bus:
