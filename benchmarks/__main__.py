@@ -88,15 +88,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def take(only: Sequence[str], rounds: int, *, small: bool) -> Efforts:
-    """The subjects one after the other, on one S3 server."""
-    efforts = Efforts(rounds)
+async def take(name: str, rounds: int, *, small: bool) -> Efforts:
+    """One subject, on an S3 server of its own."""
+    comparison, full, quick = LIFECYCLE[name]
+    say(f"{name} ...")
     async with running_storage() as storage:
-        for name in only:
-            comparison, full, quick = LIFECYCLE[name]
-            say(f"{name} ...")
-            efforts.taken.update((await comparison(storage, rounds, count=quick if small else full)).taken)
-    return efforts
+        return await comparison(storage, rounds, count=quick if small else full)
 
 
 def main() -> None:
@@ -110,10 +107,11 @@ def main() -> None:
             results = asyncio.run(compare(cases, peers, given.rounds))
             print(report.markdown(results) if given.markdown else report.plain(results))
             measured |= report.as_json(results)
-        if lifecycle := [name for name in LIFECYCLE if name in only]:
-            efforts = asyncio.run(take(lifecycle, given.rounds, small=given.small))
-            print(effort_report.table(efforts, markdown=given.markdown))
-            measured |= effort_report.as_json(efforts)
+        for name in LIFECYCLE:
+            if name in only:
+                efforts = asyncio.run(take(name, given.rounds, small=given.small))
+                print(effort_report.table(efforts, markdown=given.markdown), flush=True)
+                measured[name] = effort_report.as_json(efforts)
     except BenchmarkError as error:
         sys.exit(f"benchmarks: {error}")
     except KeyboardInterrupt:
