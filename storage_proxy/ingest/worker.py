@@ -84,7 +84,8 @@ class IngestWorker:
         return parsed
 
     def _heard(self, message: Message) -> Heard:
-        event = parse_blob_ref(message.value)
+        value = message.value or b""
+        event = parse_blob_ref(value)
         place = Place(event.payload.bucket, event.run_id, event.payload.path)
         try:
             self._buckets.get(place.bucket)
@@ -93,7 +94,7 @@ class IngestWorker:
             # partition waiting for ever: as a dead letter it is kept, seen, and replayed once the bucket is there.
             raise Poison("payload.bucket: is not configured") from None
         order = origin(message) or (message.partition, message.offset)
-        return Heard(place, Announced.by_event(event.payload), Order(*order), None, nbytes=len(message.value))
+        return Heard(place, Announced.by_event(event.payload), Order(*order), None, nbytes=len(value))
 
     async def _looked_at(self, heard: Heard) -> Heard:
         seen = await self._verifier.look(heard.place, size=heard.announced.size)

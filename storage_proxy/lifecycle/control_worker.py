@@ -46,7 +46,7 @@ class ControlWorker:
     async def _run_of(self, message: Message) -> str | None:
         """Which run the message is of; None, and a dead letter, when it is none."""
         try:
-            return parse_run_deleted(message.value).run_id
+            return parse_run_deleted(message.value or b"").run_id
         except Poison as poison:
             letter = dead_letter(message, poison.reason)
         await self._bus.publish(dead_letter_topic(message.topic), [letter])

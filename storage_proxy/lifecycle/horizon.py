@@ -36,7 +36,7 @@ class DeadLetterKeys:
 
     def _add(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            key = _key_in(message.value)
+            key = _key_in(message.value or b"")
             if key is not None and key.startswith(RUNS_PREFIX):
                 self._digests.add(_digest(key))
 
