@@ -114,7 +114,7 @@ def described(letter: Message) -> dict[str, Any]:
         "offset": None if place is None else place[1],
         "reason": letter.headers.get(REASON_HEADER, b"").decode(errors="replace"),
         "key": None if letter.key is None else letter.key.decode(errors="replace"),
-        "value": letter.value.decode(errors="replace"),
+        "value": None if letter.value is None else letter.value.decode(errors="replace"),
     }
 
 

@@ -34,7 +34,7 @@ def message_of(record: ConsumerRecord) -> Message:
         record.partition,
         record.offset,
         record.key,
-        record.value or b"",
+        record.value,
         record.timestamp / 1000,
         headers,
     )

@@ -84,7 +84,8 @@ class IngestWorker:
         return parsed
 
     def _heard(self, message: Message) -> Heard:
-        event = parse_blob_ref(message.value)
+        value = message.value or b""
+        event = parse_blob_ref(value)
         place = Place(event.payload.bucket, event.run_id, event.payload.path)
         try:
             self._buckets.get(place.bucket)
@@ -92,7 +93,7 @@ class IngestWorker:
             # A replica that is told of fewer buckets than the others must neither lose the message nor keep its
             # partition waiting for ever: as a dead letter it is kept, seen, and replayed once the bucket is there.
             raise Poison("payload.bucket: is not configured") from None
-        return Heard(place, Announced.by_event(event.payload), _order(message), None, nbytes=len(message.value))
+        return Heard(place, Announced.by_event(event.payload), _order(message), None, nbytes=len(value))
 
     async def _looked_at(self, heard: Sequence[Heard]) -> Sequence[Heard]:
         """Each with what is there now: one look for all that are of one blob, as it is newer than each of them. Were

@@ -64,7 +64,7 @@ class ControlWorker:
     async def _run_of(self, message: Message) -> str | None:
         """Which run the message is of; None, and a dead letter, when it is none."""
         try:
-            return parse_run_deleted(message.value).run_id
+            return parse_run_deleted(message.value or b"").run_id
         except Poison as poison:
             reason = poison.reason
         await self._bury(message.topic, [message], reason)

@@ -136,6 +136,8 @@ async def test_uploads_are_refused_by_code(running: Running) -> None:
     assert code(await put(running, f"{running.url}/upload", b"x")) == (401, "token-missing")
     other = token(BlobGrant(bucket="media", key="a", filename="a"))
     assert code(await put(running, f"{running.url}/upload?token={other}", b"x")) == (403, "token-wrong-operation")
+    part = {"Content-Range": "bytes 0-0/2"}
+    assert code(await put(running, running.upload_url(), b"x", **part)) == (400, "invalid-request")
     assert running.files() == []
     await put(running, running.upload_url("b"), b"x")
     assert code(await put(running, running.upload_url("b"), b"x")) == (409, "blob-exists")
