@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks import deletion, effort_report, ingestion, listing, presigns, report
+from benchmarks import calls, deletion, effort_report, ingestion, listing, presigns, report
 from benchmarks.cases import FULL, SMALL, Case
 from benchmarks.efforts import Efforts
 from benchmarks.measurement import measure
@@ -28,6 +28,7 @@ class Comparison(Protocol):
 
 
 LIFECYCLE: Mapping[str, tuple[Comparison, int, int]] = {
+    "calls": (calls.compare, 5_000, 500),
     "ingestion": (ingestion.compare, 10_000, 1_000),
     "presigns": (presigns.compare, 10_000, 500),
     "listing": (listing.compare, 100_000, 5_000),
@@ -87,15 +88,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def take(only: Sequence[str], rounds: int, *, small: bool) -> Efforts:
-    """The subjects one after the other, on one S3 server."""
-    efforts = Efforts(rounds)
+async def take(name: str, rounds: int, *, small: bool) -> Efforts:
+    """One subject, on an S3 server of its own."""
+    comparison, full, quick = LIFECYCLE[name]
+    say(f"{name} ...")
     async with running_storage() as storage:
-        for name in only:
-            comparison, full, quick = LIFECYCLE[name]
-            say(f"{name} ...")
-            efforts.taken.update((await comparison(storage, rounds, count=quick if small else full)).taken)
-    return efforts
+        return await comparison(storage, rounds, count=quick if small else full)
 
 
 def main() -> None:
@@ -109,10 +107,11 @@ def main() -> None:
             results = asyncio.run(compare(cases, peers, given.rounds))
             print(report.markdown(results) if given.markdown else report.plain(results))
             measured |= report.as_json(results)
-        if lifecycle := [name for name in LIFECYCLE if name in only]:
-            efforts = asyncio.run(take(lifecycle, given.rounds, small=given.small))
-            print(effort_report.table(efforts, markdown=given.markdown))
-            measured |= effort_report.as_json(efforts)
+        for name in LIFECYCLE:
+            if name in only:
+                efforts = asyncio.run(take(name, given.rounds, small=given.small))
+                print(effort_report.table(efforts, markdown=given.markdown), flush=True)
+                measured[name] = effort_report.as_json(efforts)
     except BenchmarkError as error:
         sys.exit(f"benchmarks: {error}")
     except KeyboardInterrupt:

@@ -1,5 +1,7 @@
 """The proxy's configuration: every key, its default and what it means."""
 
+import base64
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -7,7 +9,9 @@ from cryptography.fernet import Fernet
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from storage_proxy.common.events import RUNS_PREFIX
 from storage_proxy.common.service.settings import (
+    DEVELOPMENT_MARK,
     BaseUrl,
     GuardedSecret,
     ListenAddress,
@@ -278,8 +282,22 @@ class ProxySettings(ServiceSettings):
             return self.manifests.bucket
         return "default" if "default" in self.buckets else next(iter(self.buckets))
 
+    def one_place(self) -> tuple[str, str] | None:
+        """Two buckets of which one holds the other's runs: the same place by two names, or within its own runs."""
+        places = [(name, *_place_of_runs(bucket)) for name, bucket in self.buckets.items()]
+        for first, second in permutations(places, 2):
+            if first[1] == second[1] and second[2].startswith(first[2]):
+                return first[0], second[0]
+        return None
+
     def problems(self) -> list[str]:
         found = super().problems()
+        if self.environment == "production":
+            found += [
+                f"blob_uris.keys.{index}: is a development secret"
+                for index, key in enumerate(self.blob_uris.keys)
+                if DEVELOPMENT_MARK.encode() in base64.urlsafe_b64decode(key.get_secret_value())
+            ]
         if self.manifests_bucket not in self.buckets:
             found.append("manifests.bucket: is not a bucket of this configuration")
         taken: set[str] = set()
@@ -289,3 +307,10 @@ class ProxySettings(ServiceSettings):
                     found.append(f"{name}.listen: another listener has this address")
                 taken.add(section.listen)
         return found
+
+
+def _place_of_runs(bucket: LocalBucketSettings | S3BucketSettings) -> tuple[str, str]:
+    """Which store the bucket is in, and what the names of its runs' objects begin with there."""
+    if isinstance(bucket, LocalBucketSettings):
+        return "", f"{bucket.root.resolve()}/{RUNS_PREFIX}"
+    return f"{bucket.endpoint or 'AWS'} {bucket.bucket}", bucket.prefix + RUNS_PREFIX

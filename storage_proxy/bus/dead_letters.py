@@ -62,6 +62,8 @@ async def bury(bus: EventBus, topic: str, dead: Sequence[tuple[Message, str]]) -
     except EventTooLarge:
         for message, reason in dead:
             await _bury_large(bus, topic, message, reason)
+    for message, reason in dead:
+        _log.warning("%s[%d] offset %d is a dead letter: %s", topic, message.partition, message.offset, reason)
 
 
 async def _bury_large(bus: EventBus, topic: str, message: Message, reason: str) -> None:
@@ -112,7 +114,7 @@ def described(letter: Message) -> dict[str, Any]:
         "offset": None if place is None else place[1],
         "reason": letter.headers.get(REASON_HEADER, b"").decode(errors="replace"),
         "key": None if letter.key is None else letter.key.decode(errors="replace"),
-        "value": letter.value.decode(errors="replace"),
+        "value": None if letter.value is None else letter.value.decode(errors="replace"),
     }
 
 

@@ -22,6 +22,7 @@ from storage_proxy.bus.embedded_worker import Worker
 from storage_proxy.bus.partitions import Consumption, PartitionLost, PartitionTasks
 from storage_proxy.bus.pauses import Pauses
 from storage_proxy.bus.port import Batch
+from storage_proxy.common.concurrency import only_own_cancellation
 from storage_proxy.common.errors import BusUnavailable
 
 _log = logging.getLogger(__name__)
@@ -112,9 +113,10 @@ class EmbeddedMember:
         pauses = Pauses(self._consumption.pauses, self._consumption.jitter)
         while True:
             try:
-                me = await self._join()
-                pauses.reset()
-                await self._consume_as(me)
+                with only_own_cancellation():
+                    me = await self._join()
+                    pauses.reset()
+                    await self._consume_as(me)
             except PartitionLost:
                 _log.warning("%s has lost its lease on %s", self._consumption.group, self._consumption.topic)
                 continue

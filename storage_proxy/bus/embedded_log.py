@@ -54,11 +54,12 @@ def append(raw: sqlite3.Connection, topic: Topic, events: Sequence[Event], times
     rows = []
     for event in events:
         key = key_bytes(event)
-        partition = partition_of(key, event.value, topic.partitions)
+        value = event.value or b""
+        partition = partition_of(key, value, topic.partitions)
         if partition not in ends:
             ends[partition] = end(raw, topic, partition)
-        headers = json.dumps({name: value.decode("latin-1") for name, value in event.headers.items()})
-        rows.append((topic.id, partition, ends[partition], key, event.value, headers, timestamp))
+        headers = json.dumps({name: each.decode("latin-1") for name, each in event.headers.items()})
+        rows.append((topic.id, partition, ends[partition], key, value, headers, timestamp))
         ends[partition] += 1
     raw.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
     raw.executemany(

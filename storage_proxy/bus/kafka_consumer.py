@@ -19,6 +19,7 @@ from storage_proxy.bus.kafka_topics import KafkaTopics
 from storage_proxy.bus.partitions import Consumption, PartitionLost, PartitionTasks
 from storage_proxy.bus.pauses import Pauses
 from storage_proxy.bus.port import Batch, Message
+from storage_proxy.common.concurrency import only_own_cancellation
 from storage_proxy.common.errors import BusUnavailable
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def message_of(record: ConsumerRecord) -> Message:
         record.partition,
         record.offset,
         record.key,
-        record.value or b"",
+        record.value,
         record.timestamp / 1000,
         headers,
     )
@@ -117,8 +118,9 @@ class KafkaMember:
         while True:
             began = asyncio.get_running_loop().time()
             try:
-                await self._topics.ensure(self._consumption.topic)
-                await self._consume()
+                with only_own_cancellation():
+                    await self._topics.ensure(self._consumption.topic)
+                    await self._consume()
             except BusUnavailable as error:
                 _log.warning("%s joins again: %s", self._consumption.group, error.detail)
             except Exception:  # noqa: BLE001 logged, and tried again for ever

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from storage_proxy.bus.observer import BusObserver
 from storage_proxy.bus.pauses import PausePolicy, Pauses
 from storage_proxy.bus.port import Batch, Handler
+from storage_proxy.common.concurrency import only_own_cancellation
 from storage_proxy.common.errors import ServiceError
 
 _T = TypeVar("_T")
@@ -105,7 +106,8 @@ class PartitionTasks:
         """How many of the batch's messages are done; 0 when the handler fails."""
         where = (batch.topic, batch.partition, batch.messages[0].offset)
         try:
-            done = await self._consumption.handler(batch)
+            with only_own_cancellation():
+                done = await self._consumption.handler(batch)
             if not 0 <= done <= len(batch.messages):
                 raise ValueError(f"{done} of {len(batch.messages)} messages cannot be done")
         except ServiceError as error:
@@ -135,7 +137,8 @@ class PartitionTasks:
         pauses = self._pauses()
         while True:
             try:
-                return await ask()
+                with only_own_cancellation():
+                    return await ask()
             except PartitionLost:
                 raise
             except ServiceError as error:

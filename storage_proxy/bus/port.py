@@ -20,11 +20,12 @@ class EventTooLarge(Internal):
 class Event:
     """What is published. Messages of one ``key`` come to one partition, in the order of their publication.
 
-    A str is UTF-8. None is the key of what a stranger published without one: it comes to any partition.
+    A str is UTF-8. None is the key of what a stranger published without one: it comes to any partition. A ``value``
+    of None is a stranger's, too: a topic of Kafka tells it from an empty one, the embedded bus does not.
     """
 
     key: str | bytes | None
-    value: bytes
+    value: bytes | None
     headers: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -32,14 +33,14 @@ class Event:
 class Message:
     """What was published, where it lies. ``timestamp`` is in seconds since the epoch: when the bus took it.
 
-    ``offset`` grows along a partition, not always by one. ``key`` is None where a stranger published without one.
+    ``offset`` grows along a partition, not always by one. ``key`` and ``value`` are None where a stranger gave none.
     """
 
     topic: str
     partition: int
     offset: int
     key: bytes | None
-    value: bytes
+    value: bytes | None
     timestamp: float
     headers: Mapping[str, bytes] = field(default_factory=dict)
 

@@ -17,7 +17,7 @@ def key_bytes(event: Event) -> bytes | None:
 def event_bytes(event: Event) -> int:
     """Bytes of key, value and headers."""
     headers = sum(len(name.encode()) + len(value) for name, value in event.headers.items())
-    return len(key_bytes(event) or b"") + len(event.value) + headers
+    return len(key_bytes(event) or b"") + len(event.value or b"") + headers
 
 
 def check_sizes(topic: str, events: Sequence[Event], limit: int) -> None:

@@ -1,7 +1,8 @@
-"""Work side by side with a bound, results in order."""
+"""Work side by side with a bound, results in order; and whose cancellation one is."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -30,3 +31,23 @@ async def map_bounded(
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
     return [results[index] for index in range(len(results))]
+
+
+class Interrupted(RuntimeError):
+    """Something that a task waited for was cancelled, and not the task."""
+
+
+@contextmanager
+def only_own_cancellation() -> Iterator[None]:
+    """Raise `Interrupted` for a `CancelledError` that nobody meant for the current task.
+
+    A future or a task of a library's tells by the same exception that it was cancelled. What has to go on for ever
+    would end by it, silently.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Interrupted from error

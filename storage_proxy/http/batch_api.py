@@ -151,7 +151,7 @@ async def _part_chunks(answer: _Answer, part: BatchPart) -> AsyncGenerator[Chunk
             hdrs.CONTENT_DISPOSITION: form_data(str(part.index), default_filename(part.stat.key)),
             hdrs.CONTENT_TYPE: part.stat.content_type or DEFAULT_CONTENT_TYPE,
             hdrs.CONTENT_LENGTH: str(part.stat.size),
-            hdrs.ETAG: part.stat.etag,
+            "ETag": part.stat.etag,
         }
         if part.stat.content_encoding:
             headers[hdrs.CONTENT_ENCODING] = part.stat.content_encoding

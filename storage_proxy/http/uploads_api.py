@@ -133,7 +133,7 @@ class UploadHandlers:
             status=201,
             body=answer.model_dump_json().encode(),
             content_type="application/json",
-            headers={**_GUARDS, hdrs.ETAG: record.etag},
+            headers={**_GUARDS, "ETag": record.etag},
         )
 
     async def _body(self, request: web.Request, transfer: _Transfer) -> AsyncGenerator[bytes, None]:
@@ -174,6 +174,8 @@ def _length(request: web.Request) -> int:
         raise LengthRequired
     if not _LENGTH.fullmatch(declared):
         raise PayloadTooLarge
+    if hdrs.CONTENT_RANGE in request.headers:  # RFC 9110 section 14.5: a part is not taken for the whole
+        raise InvalidRequest("A part of a blob cannot be uploaded")
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
         raise UnsupportedMediaType("A compressed request body is not accepted")
     return int(declared)

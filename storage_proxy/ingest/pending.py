@@ -84,6 +84,8 @@ class PendingBlobs:
         while self._queue:
             taken = [self._queue.popleft() for _ in range(min(_TOGETHER, len(self._queue)))]
             wanted = [each for each in taken if not each.done.done()]  # else its caller was cancelled
+            if not wanted:
+                continue
             try:
                 outcomes = await self._write([each.announcement for each in wanted])
             except Exception as error:  # noqa: BLE001 it is each caller's

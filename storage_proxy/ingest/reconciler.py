@@ -30,6 +30,8 @@ _BATCH = 200
 _IDLE_SECONDS = 0.5
 """How often the due rows are looked for when there are none."""
 _BACK_OFF_SECONDS = 30.0
+_SETTLED_SECONDS = 3.0
+"""A younger file of a local bucket may still be in the writing: what it lacks is no contradiction yet."""
 _log = logging.getLogger(__name__)
 
 
@@ -170,6 +172,9 @@ class Reconciler:
             return Found.WAITING
         announced = Announced.by_record(before)
         why = contradiction(announced, due.seen)
+        if why is not None and 0 <= due.looked_at - due.seen.stat.last_modified < _SETTLED_SECONDS:
+            rows.put(place, transitions.looked_at(before, due_ms=int((now + _SETTLED_SECONDS) * 1000)))
+            return Found.WAITING
         if why is None:
             rows.put(place, transitions.verified(place, before, announced, due.seen, order=before.order, now=now))
             return Found.VERIFIED

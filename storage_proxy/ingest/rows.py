@@ -9,6 +9,7 @@ from typing import Self
 
 from storage_proxy.common.errors import RunBucketMismatch, RunDeleted
 from storage_proxy.ingest.places import Place
+from storage_proxy.state.keys import after
 from storage_proxy.state.port import Transaction
 from storage_proxy.state.records import (
     BlobRecord,
@@ -27,7 +28,8 @@ NO_TOTALS = RunTotals()
 class Rows:
     """What was read, with what is to be written on top. `write` writes it; without it nothing happens.
 
-    All of it is read in one question, so the rows conflict with whoever changes any of them.
+    The rows conflict with whoever changes any of them, but a run's totals only where they are written: an upload that
+    is announced need not wait for the blobs of its run that are being verified.
     """
 
     def __init__(self, transaction: Transaction, records: Records, *, now: float) -> None:
@@ -51,16 +53,17 @@ class Rows:
         blobs = list(dict.fromkeys((place.run_id, place.path) for place in wanted))
         values = iter(
             await transaction.get_many(
-                [table.key(run_id) for table in (records.tombstones, records.runs, records.totals) for run_id in runs]
+                [table.key(run_id) for table in (records.tombstones, records.runs) for run_id in runs]
                 + [records.blobs.key(*blob) for blob in blobs]
                 + [records.claims.key(place.bucket, place.key) for place in wanted]
             )
         )
         rows._tombstones = {run_id: records.tombstones.found(next(values)) for run_id in runs}
         rows._runs = {run_id: records.runs.found(next(values)) for run_id in runs}
-        rows._totals = {run_id: records.totals.found(next(values)) for run_id in runs}
         rows._read = {blob: records.blobs.found(next(values)) for blob in blobs}
         rows._claims = {place: records.claims.found(next(values)) for place in wanted}
+        totals = await transaction.get_many([records.totals.key(run_id) for run_id in runs], snapshot=True)
+        rows._totals = {run_id: records.totals.found(value) for run_id, value in zip(runs, totals, strict=True)}
         return rows
 
     def admit(self, place: Place) -> None:
@@ -107,6 +110,8 @@ class Rows:
             totals[run_id] = _counted(totals[run_id], before, blob)
         for run_id, counted in totals.items():
             if counted is not None and counted != (self._totals[run_id] or NO_TOTALS):
+                key = self._records.totals.key(run_id)
+                self._transaction.add_read_conflict_range(key, after(key))
                 self._records.totals.set(self._transaction, counted, run_id)
         for run_id, run in self._changed_runs.items():
             self._records.runs.set(self._transaction, run, run_id)

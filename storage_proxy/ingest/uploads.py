@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -213,7 +214,8 @@ class Uploads:
 
     async def _admit(self, place: Place, announced: Announced, expires_at: int) -> Announced:
         """What is announced of the upload, if it is wanted. One that nobody prepared here (another issuer's token, or
-        a path that was rejected) is announced by this.
+        a path that was rejected) is announced by this: not with the size and the CRC, which the body is held to
+        anyway, so that a token with wrong ones does not stand in the way of the next.
         """
 
         async def fn(transaction: Transaction) -> Announced | None:
@@ -229,7 +231,8 @@ class Uploads:
         recorded = await self._announcements.unclaimed(fn)
         if recorded is None:
             deadline = expires_at + self._options.upload_margin_seconds
-            await self._announcements.announce(Announcement(place, announced, expires_at, deadline))
+            bare = replace(announced, size=None, crc32=None)
+            await self._announcements.announce(Announcement(place, bare, expires_at, deadline))
         return recorded or announced
 
     # Complete

@@ -5,7 +5,7 @@ the partition waits; only what a message itself says can make a dead letter of i
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from storage_proxy.bus.dead_letters import bury, origin
@@ -18,7 +18,7 @@ from storage_proxy.ingest.metrics import IngestMetrics
 from storage_proxy.ingest.options import IngestOptions
 from storage_proxy.ingest.places import Announced, Place
 from storage_proxy.ingest.recording import DEAD, Decision, Heard, Recorder, Recording, Verdict, portions
-from storage_proxy.ingest.verification import Verifier
+from storage_proxy.ingest.verification import Seen, Verifier
 from storage_proxy.state.records import Order
 from storage_proxy.stores.buckets import Buckets
 
@@ -61,7 +61,7 @@ class IngestWorker:
         began = self._clock()
         parsed = self._parse(batch.messages)
         indexes = list(parsed.heard)
-        heard = await map_bounded(self._options.parallel_requests, self._looked_at, parsed.heard.values())
+        heard = await self._looked_at(list(parsed.heard.values()))
         end = len(batch.messages)
         recorded = 0
         for portion in portions(heard):
@@ -84,7 +84,8 @@ class IngestWorker:
         return parsed
 
     def _heard(self, message: Message) -> Heard:
-        event = parse_blob_ref(message.value)
+        value = message.value or b""
+        event = parse_blob_ref(value)
         place = Place(event.payload.bucket, event.run_id, event.payload.path)
         try:
             self._buckets.get(place.bucket)
@@ -92,17 +93,28 @@ class IngestWorker:
             # A replica that is told of fewer buckets than the others must neither lose the message nor keep its
             # partition waiting for ever: as a dead letter it is kept, seen, and replayed once the bucket is there.
             raise Poison("payload.bucket: is not configured") from None
-        return Heard(place, Announced.by_event(event.payload), _order(message), None, nbytes=len(message.value))
+        return Heard(place, Announced.by_event(event.payload), _order(message), None, nbytes=len(value))
 
-    async def _looked_at(self, heard: Heard) -> Heard:
+    async def _looked_at(self, heard: Sequence[Heard]) -> Sequence[Heard]:
+        """Each with what is there now: one look for all that are of one blob, as it is newer than each of them. Were
+        there several, a blob that is written all the time would be another one for each message.
+        """
+        sizes: dict[Place, set[int | None]] = {}
+        for each in heard:
+            sizes.setdefault(each.place, set()).add(each.announced.size)
+        seen = await map_bounded(self._options.parallel_requests, self._look, sizes.items())
+        found = dict(zip(sizes, seen, strict=True))
+        return [replace(each, seen=found[each.place]) for each in heard]
+
+    async def _look(self, wanted: tuple[Place, Collection[int | None]]) -> Seen | None:
+        place, sizes = wanted
         try:
-            seen = await self._verifier.look(heard.place, size=heard.announced.size)
+            return await self._verifier.look(place, size=next(iter(sizes)) if len(sizes) == 1 else None)
         except StorageError:
             # A store that works may refuse one object for ever: one encrypted with its producer's key, an archived one.
             # It stays pending, for the reconciler; when it is the store that fails, this raises, and everything waits.
-            await self._buckets.get(heard.place.bucket).probe()
-            return heard
-        return heard if seen is None else replace(heard, seen=seen)
+            await self._buckets.get(place.bucket).probe()
+            return None
 
     async def _record(self, batch: Batch, portion: Sequence[Heard], indexes: Sequence[int]) -> int:
         """How many of the portion are recorded, their dead letters published before."""
@@ -129,12 +141,8 @@ class IngestWorker:
     async def _again(self, portion: Sequence[Heard], decisions: Sequence[Decision]) -> Sequence[Heard]:
         """The portion with another look at the blobs whose record was not what had been seen."""
         unsure = {index: each for index, each in enumerate(decisions) if each.verdict is Verdict.UNSURE}
-
-        async def look(index: int) -> Heard:
-            heard = replace(portion[index], seen=None, replaces=unsure[index].recorded_etag)
-            return await self._looked_at(heard)
-
-        looked = dict(zip(unsure, await map_bounded(self._options.parallel_requests, look, unsure), strict=True))
+        asked = [replace(portion[index], replaces=each.recorded_etag) for index, each in unsure.items()]
+        looked = dict(zip(unsure, await self._looked_at(asked), strict=True))
         return [looked.get(index, heard) for index, heard in enumerate(portion)]
 
     async def _bury(self, batch: Batch, dead: dict[int, str]) -> None:

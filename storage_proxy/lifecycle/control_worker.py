@@ -64,7 +64,7 @@ class ControlWorker:
     async def _run_of(self, message: Message) -> str | None:
         """Which run the message is of; None, and a dead letter, when it is none."""
         try:
-            return parse_run_deleted(message.value).run_id
+            return parse_run_deleted(message.value or b"").run_id
         except Poison as poison:
             reason = poison.reason
         await self._bury(message.topic, [message], reason)
@@ -87,4 +87,5 @@ class ControlWorker:
             _log.exception("The deletion of run %s has to wait", run_id)
             return _Outcome.WAITS
         self._metrics.run_passes.labels("first", "done").inc()
+        _log.info("Run %s is deleted", run_id)
         return _Outcome.DONE

@@ -32,7 +32,7 @@ class DeadLetterNames:
         names = cls()
         async for messages in bus.browse(topic):
             for message in messages:
-                names._digests.update(map(_digest, _names_in(message.value)))
+                names._digests.update(map(_digest, _names_in(message.value or b"")))
         return names
 
 

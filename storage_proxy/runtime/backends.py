@@ -14,7 +14,7 @@ from storage_proxy.bus.kafka import open_kafka_bus
 from storage_proxy.bus.kafka_options import KafkaOptions
 from storage_proxy.bus.observer import BusObserver
 from storage_proxy.bus.port import EventBus
-from storage_proxy.common.errors import StateUnavailable
+from storage_proxy.common.errors import BusUnavailable, ServiceError, StateUnavailable
 from storage_proxy.settings import EmbeddedBusSettings, ProxySettings, S3BucketSettings, SqliteStateSettings
 from storage_proxy.state.fdb_client import FdbOptions
 from storage_proxy.state.fdb_engine import open_foundationdb
@@ -31,7 +31,7 @@ async def open_state(settings: ProxySettings, stack: AsyncExitStack) -> tuple[Ke
     """The state store, and the keys in it. Raises `StateUnavailable` where it can never be opened as configured."""
     state = settings.state
     if isinstance(state, SqliteStateSettings):
-        _make_directory(state.path.parent)
+        _make_private(state.path, StateUnavailable)
         return await stack.enter_async_context(open_sqlite(SqliteOptions(state.path))), Records()
     options = FdbOptions(state.cluster_file, api_version=state.api_version)
     return await stack.enter_async_context(open_foundationdb(options)), Records(state.prefix)
@@ -41,7 +41,7 @@ async def open_bus(settings: ProxySettings, stack: AsyncExitStack, *, observer: 
     """The event bus. Raises `BusUnavailable` where it can never be opened as configured."""
     bus = settings.bus
     if isinstance(bus, EmbeddedBusSettings):
-        _make_directory(bus.path.parent)
+        _make_private(bus.path, BusUnavailable)
         embedded = EmbeddedOptions(
             bus.path,
             partitions=bus.partitions,
@@ -107,8 +107,11 @@ def _revealed(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
 
 
-def _make_directory(path: Path) -> None:
+def _make_private(path: Path, failure: type[ServiceError]) -> None:
+    """Make an empty file where there is none, and its directories: it will hold the names of all blobs."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.touch(mode=0o600)
     except OSError as error:
-        raise StateUnavailable(f"The directory {path} cannot be made: {error.strerror}") from error
+        raise failure(f"The file {path} cannot be made: {error.strerror}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from storage_proxy.bus import dead_letters
 from storage_proxy.bus.port import EventBus, Message
+from storage_proxy.common.errors import StorageError
 from storage_proxy.ingest.reconciler import Found
 from storage_proxy.lifecycle.cleanup_expired import CleanupExpired
 from storage_proxy.lifecycle.cleanup_manifests import CleanupManifests
@@ -26,6 +27,9 @@ MakeJob = Callable[[Core, EventBus], Job]
 
 
 def _orphans(core: Core, bus: EventBus) -> Job:
+    if (one := core.settings.one_place()) is not None:
+        # A record names one bucket: under the other name its object would be an orphan.
+        raise StorageError(f"The buckets {one[0]} and {one[1]} are one place: it cannot be told what no record knows")
     options = OrphanOptions(
         ingest_topic=core.settings.bus.ingest_topic,
         ingest_group=core.settings.ingest.group,

@@ -18,10 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from storage_proxy.bus.dead_letters import dead_letter_topic
+from storage_proxy.bus.dead_letters import dead_letter, dead_letter_topic, described
 from storage_proxy.bus.kafka import open_kafka_bus
 from storage_proxy.bus.kafka_logs import Repetitions
 from storage_proxy.bus.kafka_options import KafkaOptions, client_options
+from storage_proxy.bus.port import Event
 from storage_proxy.common.errors import BusUnavailable
 from tests.support.bus import Deliveries, browsed, done_up_to_the_end, events, eventually, publish_at_last
 from tests.support.kafka import KafkaBroker, PrivateKafka, unique_topic
@@ -72,6 +73,17 @@ async def test_it_opens_while_no_broker_is_there_and_says_so(caplog: pytest.LogC
 
         async with bus.consume("topic", "group", Deliveries().handle):
             await eventually(complained)
+
+
+async def test_a_message_without_a_value_is_a_dead_letter_without_one(kafka: KafkaBroker) -> None:
+    topic = unique_topic()
+    async with open_kafka_bus(kafka.options()) as bus:
+        await bus.publish(topic, [Event("r1", None), Event("r1", b"")])
+        messages = await browsed(bus, topic)
+        await bus.publish(dead_letter_topic(topic), [dead_letter(message, "poison") for message in messages])
+        letters = await browsed(bus, dead_letter_topic(topic))
+    assert [letter.value for letter in letters] == [None, b""]
+    assert [described(letter)["value"] for letter in letters] == [None, ""]
 
 
 async def test_a_topic_that_others_made_is_used_as_it_is(kafka: KafkaBroker) -> None:
@@ -154,6 +166,21 @@ async def test_a_message_is_as_old_as_the_broker_says_and_not_as_its_producer_do
         [found] = [each.oldest for each in await bus.positions(topic, "group") if each.oldest is not None]
         times = [message.timestamp for message in await browsed(bus, topic)]
     assert all(abs(moment - time.time()) < 3600 for moment in (found, *times))
+
+
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+async def test_whatever_compresses_the_messages_of_others_they_are_read(kafka: KafkaBroker, compression: str) -> None:
+    """A client library that cannot read one keeps its partition waiting for ever."""
+    topic = unique_topic()
+    deliveries = Deliveries()
+    async with open_kafka_bus(kafka.options()) as bus, bus.consume(topic, unique_topic("group"), deliveries.handle):
+        await bus.positions(topic, "group")  # makes it
+        async with AIOKafkaProducer(
+            bootstrap_servers=kafka.bootstrap_servers, compression_type=compression
+        ) as stranger:
+            for event in events(20):
+                await stranger.send_and_wait(topic, event.value, str(event.key).encode())
+        await deliveries.until_all_of(events(20))
 
 
 async def test_a_message_without_a_value_is_one_that_is_empty(kafka: KafkaBroker) -> None:

@@ -31,7 +31,7 @@ def batches(sizes: Sequence[int]) -> list[Batch]:
 
 
 class ScriptedFeed:
-    """Gives batches, then waits; commits fail as scripted: "away" once each, or "lost"."""
+    """Gives batches, then waits; commits fail as scripted: "away" or "cancelled" once each, or "lost"."""
 
     def __init__(self, given: Sequence[Batch], failures: Sequence[str] = ()) -> None:
         self._given = list(given)
@@ -52,6 +52,8 @@ class ScriptedFeed:
                 raise PartitionLost
             if failure == "away":
                 raise BusUnavailable
+            if failure == "cancelled":
+                raise asyncio.CancelledError
         self.committed.append(offset)
 
 
@@ -61,8 +63,8 @@ def tasks(handler: Handler, feed: ScriptedFeed) -> PartitionTasks:
 
 @given(
     sizes=st.lists(st.integers(1, 6), max_size=5),
-    script=st.lists(st.one_of(st.integers(0, 6), st.sampled_from(["refused", "broken"])), max_size=12),
-    failures=st.lists(st.sampled_from(["away", "well"]), max_size=6),
+    script=st.lists(st.one_of(st.integers(0, 6), st.sampled_from(["refused", "broken", "cancelled"])), max_size=12),
+    failures=st.lists(st.sampled_from(["away", "cancelled", "well"]), max_size=6),
 )
 def test_each_message_is_done_once_in_order_and_commits_follow_it(
     sizes: list[int], script: list[int | str], failures: list[str]
@@ -76,6 +78,8 @@ def test_each_message_is_done_once_in_order_and_commits_follow_it(
             raise StorageUnavailable
         if step == "broken":
             raise ZeroDivisionError
+        if step == "cancelled":  # what the handler waited for, not the handler
+            raise asyncio.CancelledError
         assert isinstance(step, int)
         if step <= len(batch.messages):  # else it claims too much, and none of it is believed
             done.extend(message.offset for message in batch.messages[:step])

@@ -12,7 +12,7 @@ async def test_a_loop_that_fails_is_begun_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(background, "FIRST_PAUSE_SECONDS", 0.001)
-    failures = [StateUnavailable("is away"), ValueError("a defect")]
+    failures = [StateUnavailable("is away"), ValueError("a defect"), asyncio.CancelledError()]
     works = asyncio.Event()
 
     async def loop() -> None:
@@ -24,7 +24,7 @@ async def test_a_loop_that_fails_is_begun_again(
     with caplog.at_level(logging.WARNING):
         async with in_background({"relay": loop}), asyncio.timeout(10):
             await works.wait()
-    assert [record.getMessage() for record in caplog.records] == ["a loop waits", "a loop failed"]
+    assert [record.getMessage() for record in caplog.records] == ["a loop waits", "a loop failed", "a loop failed"]
 
 
 async def test_leaving_cancels_the_loops_and_waits_for_their_end() -> None:

@@ -16,6 +16,7 @@ from storage_proxy.common.service.settings import (
     parse_listen,
 )
 from storage_proxy.common.service.token_settings import TokenSettings
+from storage_proxy.settings import ProxySettings
 
 STRONG = "0123456789abcdef0123456789abcdef"
 TOKENS = f'[tokens]\nkeys = [{{ kid = "a", alg = "HS256", secret = "{STRONG}" }}]\n'
@@ -230,3 +231,14 @@ def test_the_environment_may_give_a_secret_that_the_file_reads_from_a_file_and_t
     secret = load(tmp_path, direct).shelves["a"].secret
     assert secret is not None
     assert secret.get_secret_value() == f"{STRONG}-from-file"
+
+
+def test_production_refuses_every_secret_of_the_development_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_PROXY__ENVIRONMENT", "production")
+    with pytest.raises(InvalidSettings) as refused:
+        ProxySettings.load(Path("configs/storage_proxy.dev.toml"))
+    assert refused.value.problems == [
+        "rpc.secrets.0: is a development secret",
+        "tokens.keys.0.secret: is a development secret",
+        "blob_uris.keys.0: is a development secret",
+    ]

@@ -71,6 +71,15 @@ def test_junk_is_refused(junk: str) -> None:
         uris().decrypt(junk)
 
 
+@pytest.mark.parametrize(
+    "content", [b"junk", b"\xff", b"{}", b"null", b'["a","b","c"]', b'["a","b","c",4]', b"[" * 2000]
+)
+def test_what_our_key_encrypted_and_names_no_blob_is_refused(content: bytes) -> None:
+    token = Fernet(KEYS[0]).encrypt_at_time(content, int(Clock.now)).decode()
+    with pytest.raises(InvalidRequest):
+        uris().decrypt("blob:" + token)
+
+
 @given(st.integers(5, 150), st.sampled_from("ABCxyz019-_"))
 def test_a_changed_uri_is_refused(position: int, letter: str) -> None:
     uri = uris().encrypt(*TARGET)

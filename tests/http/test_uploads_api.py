@@ -136,11 +136,21 @@ async def test_uploads_are_refused_by_code(running: Running) -> None:
     assert code(await put(running, f"{running.url}/upload", b"x")) == (401, "token-missing")
     other = token(BlobGrant(bucket="media", key="a", filename="a"))
     assert code(await put(running, f"{running.url}/upload?token={other}", b"x")) == (403, "token-wrong-operation")
+    part = {"Content-Range": "bytes 0-0/2"}
+    assert code(await put(running, running.upload_url(), b"x", **part)) == (400, "invalid-request")
     assert running.files() == []
     await put(running, running.upload_url("b"), b"x")
     assert code(await put(running, running.upload_url("b"), b"x")) == (409, "blob-exists")
     await running.path.delete_run("r1")
     assert code(await put(running, running.upload_url("c"), b"x")) == (409, "run-deleted")
+
+
+async def test_a_wrong_token_of_another_issuer_does_not_stand_in_the_way_of_the_right_one(running: Running) -> None:
+    status, answer = await put(running, running.upload_url(size=len(CONTENT), crc32="00000000"))
+    assert (status, answer["code"]) == (400, "checksum-mismatch")
+    body = CONTENT[1:]
+    status, blob = await put(running, running.upload_url(size=len(body), crc32=crc32_of(body)), body)
+    assert (status, blob["size"], blob["crc32"]) == (201, len(body), crc32_of(body))
 
 
 @pytest.mark.parametrize(

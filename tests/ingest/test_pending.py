@@ -9,8 +9,10 @@ import pytest
 
 from storage_proxy.common.errors import BlobExists, RunBucketMismatch, RunDeleted, StateUnavailable
 from storage_proxy.common.wire import UploadOrder
+from storage_proxy.ingest.pending import Announcement, PendingBlobs
+from storage_proxy.ingest.places import Announced, Place
 from storage_proxy.state.port import KeyValueStore, Transaction
-from storage_proxy.state.records import BlobState
+from storage_proxy.state.records import BlobState, RunTotals
 from tests.support.ingest import WritePath
 from tests.support.state import sqlite_store
 
@@ -111,3 +113,28 @@ async def test_every_caller_is_told_of_a_state_that_is_away_and_the_next_is_serv
     assert {type(each) for each in outcomes} == {StateUnavailable}
     store.away = False
     await path.uploads.prepare(order("0"))
+
+
+async def test_an_upload_is_announced_while_blobs_of_its_run_are_verified(path: WritePath, store: Watched) -> None:
+    """The totals of a run change all the time; what is announced meanwhile has nothing to do with them."""
+    path.bucket.place("runs/r1/there", b"content")
+    await path.announce("r1", "there")
+    attempts = 0
+
+    class Racing(Watched):
+        async def transact(self, fn: Callable[[Transaction], Awaitable[Any]]) -> Any:
+            async def raced(transaction: Transaction) -> Any:
+                nonlocal attempts
+                attempts += 1
+                result = await fn(transaction)
+                if attempts == 1:
+                    await path.deliver()
+                return result
+
+            return await super().transact(raced)
+
+    await path.uploads.prepare(order("first"))
+    pending = PendingBlobs(Racing(store), path.records, options=path.options, clock=path.clock)
+    await pending.add(Announcement(Place("media", "r1", "a"), Announced(), int(path.clock()) + 60, path.clock() + 60))
+    assert attempts == 1
+    assert await path.totals("r1") == RunTotals(1, 7)

@@ -1,14 +1,18 @@
 """The reconciler on a real SQLite file; the bucket is in memory, and time is moved."""
 
 import asyncio
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from storage_proxy.ingest.reconciler import Found
 from storage_proxy.state.port import Transaction
 from storage_proxy.state.records import BlobRecord, BlobState, Mark, RunTotals
+from storage_proxy.stores.local import LocalBlobStore
 from tests.support.ingest import WritePath
+from tests.support.state import sqlite_store
 
 
 async def looked(path: WritePath, *, after: float = 61.0, limit: int = 100) -> Counter[Found]:
@@ -44,6 +48,26 @@ async def test_a_blob_that_arrived_late_and_wrong_is_rejected(path: WritePath) -
     blob = await blob_of(path)
     assert (blob.state, blob.size, blob.etag) == (BlobState.REJECTED, 8, "")
     assert await path.due() == []
+
+
+async def test_a_file_that_is_still_being_written_is_looked_at_again_before_it_is_rejected(tmp_path: Path) -> None:
+    """On a real local bucket, where a producer may write in place."""
+    (tmp_path / "bucket").mkdir()
+    store = LocalBlobStore(tmp_path / "bucket")
+    async with sqlite_store(tmp_path / "state.db") as state:
+        path = WritePath(state, buckets={"media": store})
+        await pending(path, "whole", "short", size=7)
+        for name in ("whole", "short"):
+            place = tmp_path / "bucket/runs/r1" / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(b"con")
+        path.clock.now = time.time()
+        assert await looked(path, after=0) == {Found.WAITING: 2}
+        with (tmp_path / "bucket/runs/r1/whole").open("ab") as file:
+            file.write(b"tent")
+        assert await looked(path, after=4) == {Found.VERIFIED: 1, Found.REJECTED: 1}
+        assert (await blob_of(path, "whole")).state is BlobState.VERIFIED
+    await store.aclose()
 
 
 async def test_looks_come_at_doubling_times_up_to_a_limit(path: WritePath) -> None:

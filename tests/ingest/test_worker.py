@@ -237,6 +237,30 @@ async def test_a_fault_of_the_bucket_makes_the_partition_wait(path: WritePath) -
     assert await state_of(path) is BlobState.VERIFIED
 
 
+async def test_a_blob_that_is_written_all_the_time_keeps_no_partition_waiting(
+    path: WritePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.bucket.place("runs/r1/a", b"first")
+    await path.announce("r1", "a")
+    await path.deliver()
+    stat = path.bucket.stat
+
+    async def another_each_time(key: str) -> BlobStat | None:
+        path.bucket.place(key, b"again" * path.bucket.versions)
+        return await stat(key)
+
+    monkeypatch.setattr(path.bucket, "stat", another_each_time)
+    for number in range(40):
+        await path.announce("r1", "a", attributes={"number": number})
+    batch = path.bus.batch(0)
+    assert batch is not None
+    assert await path.worker.handle(batch) == 40
+    blob = await path.blob("r1", "a")
+    assert blob is not None
+    assert (blob.state, blob.attributes, blob.order) == (BlobState.VERIFIED, {"number": 39}, Order(0, 40))
+    assert await path.totals("r1") == RunTotals(1, blob.size or 0)
+
+
 async def test_an_object_that_the_bucket_refuses_to_show_keeps_no_other_waiting(
     path: WritePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
+from storage_proxy.common.concurrency import only_own_cancellation
 from storage_proxy.common.errors import ServiceError
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ async def _forever(name: str, loop: Loop) -> None:
     while True:
         began = clock()
         try:
-            await loop()
+            with only_own_cancellation():
+                await loop()
         except ServiceError as error:
             _log.warning("a loop waits", extra={"loop": name, "code": error.code, "reason": error.detail})
         except Exception:  # noqa: BLE001 whatever it is, the work must go on
