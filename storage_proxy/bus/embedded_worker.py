@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from storage_proxy.bus.embedded_file import BusFile, Connection, translated
+from storage_proxy.bus.embedded_file import BusFile, translated
 from storage_proxy.common.errors import BusUnavailable
+from storage_proxy.common.sqlite_file import Connection
 
 _T = TypeVar("_T")
 

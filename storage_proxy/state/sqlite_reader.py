@@ -13,11 +13,12 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from storage_proxy.common.errors import StateUnavailable
+from storage_proxy.common.sqlite_file import Connection
 from storage_proxy.state.limits import TransactionFinished
 from storage_proxy.state.port import Row
 from storage_proxy.state.ranges import Range
 from storage_proxy.state.sqlite_answers import deliver, settle
-from storage_proxy.state.sqlite_file import Connection, StateFile, translated
+from storage_proxy.state.sqlite_file import StateFile, translated
 
 _T = TypeVar("_T")
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage_proxy.common.errors import StateUnavailable
+from storage_proxy.common.sqlite_file import Connection
 from storage_proxy.state import limits
 from storage_proxy.state.attempts import TooOld
 from storage_proxy.state.overlay import Overlay
 from storage_proxy.state.port import AttemptFailed
 from storage_proxy.state.sqlite_answers import deliver
 from storage_proxy.state.sqlite_commits import History, Reads, Written
-from storage_proxy.state.sqlite_file import Connection, StateFile, translated
+from storage_proxy.state.sqlite_file import StateFile, translated
 
 _MAX_COMMITS = 256
 _MAX_BYTES = limits.MAX_TRANSACTION_BYTES

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from storage_proxy.bus import embedded_groups as groups
 from storage_proxy.bus import embedded_log as log
 from storage_proxy.bus.embedded import EmbeddedBus, open_embedded_bus
-from storage_proxy.bus.embedded_file import SCHEMA
+from storage_proxy.bus.embedded_file import BUS_FILE
 from storage_proxy.bus.embedded_groups import Membership
 from storage_proxy.bus.partitions import PartitionLost
 from storage_proxy.bus.port import Batch
@@ -86,7 +86,7 @@ def test_a_partition_has_one_owner_and_shares_are_fair_when_all_have_settled(
 ) -> None:
     raw = sqlite3.connect(":memory:", isolation_level=None)
     try:
-        for statement in SCHEMA:
+        for statement in BUS_FILE.schema:
             raw.execute(statement)
         topic = log.ensure_topic(raw, "topic", partitions)
         now, born = 0.0, 0
