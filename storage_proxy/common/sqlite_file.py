@@ -98,9 +98,11 @@ class SqliteFile:
     def _prepare(self, raw: sqlite3.Connection) -> None:
         raw.execute("PRAGMA synchronous = FULL")
         raw.execute("PRAGMA fullfsync = ON")  # macOS
-        (application,) = raw.execute("PRAGMA application_id").fetchone()
-        (layout,) = raw.execute("PRAGMA user_version").fetchone()
-        (tables,) = raw.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        raw.execute("BEGIN")
+        with committed(raw):  # of one moment: another process may be making the file
+            (application,) = raw.execute("PRAGMA application_id").fetchone()
+            (layout,) = raw.execute("PRAGMA user_version").fetchone()
+            (tables,) = raw.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if not application and not tables:
             self._create(raw)
         elif application != self.kind.application_id:

@@ -25,16 +25,24 @@ API_KEY = "e2e-api-key-0123456789abcdef0123456789"
 _KEYS = f'keys = [{{ kid = "e2e", alg = "HS256", secret = "{TOKEN_SECRET}" }}]'
 
 
+_GIVEN: set[int] = set()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, below those that a system gives to connections that go out: a program that is
-    begun anew finds its port free, and so do two services that begin at once, nearly always."""
-    ports: dict[int, None] = {}
+    """Ports that are free, below those that a system gives to connections that go out, and given to nobody else in this
+    run of the tests: a program that was killed and is begun anew finds its port free.
+    """
+    ports: list[int] = []
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while len(ports) < count:
-        port = random.SystemRandom().randrange(10_000, 32_000)
+        port = 10_000 + worker * 5_500 + random.SystemRandom().randrange(5_500)
+        if port in _GIVEN:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            ports[port] = None
-    return list(ports)
+            _GIVEN.add(port)
+            ports.append(port)
+    return ports
 
 
 @dataclass
