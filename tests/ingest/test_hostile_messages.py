@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from storage_proxy.bus.dead_letters import REASON_HEADER, dead_letter_topic, origin
 from storage_proxy.bus.embedded import EmbeddedBus, open_embedded_bus
-from storage_proxy.bus.port import Batch, Event, Message
+from storage_proxy.bus.port import Batch, Event, EventTooLarge, Message
 from storage_proxy.ingest.worker import IngestWorker
 from storage_proxy.state.records import BlobState
 from tests.support.bus import browsed, embedded_options
@@ -39,12 +39,16 @@ def changed(**said: Any) -> bytes:
     return json.dumps({**json.loads(reference("r1", "bad")), **said}).encode()
 
 
+def nbytes(event: Event) -> int:
+    """What counts of an event, key and headers included."""
+    headers = sum(len(name.encode()) + len(value) for name, value in event.headers.items())
+    return len(event.key or b"") + len(event.value or b"") + headers
+
+
 def padded(event: Callable[[int], Event]) -> Event:
     """The event that is exactly as large as the bus takes."""
     empty = event(0)
-    key = empty.key or b""
-    headers = sum(len(name) + len(value) for name, value in empty.headers.items())
-    return event(LARGEST - len(empty.value) - len(key) - headers)
+    return event(LARGEST - nbytes(empty))
 
 
 @pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+01:00"])
@@ -72,24 +76,44 @@ async def test_a_reason_that_quotes_a_long_name_is_cut(path: WritePath, tmp_path
     assert len(letter.headers[REASON_HEADER]) <= 1000
 
 
-async def test_poison_as_large_as_the_bus_takes_is_a_dead_letter_without_its_value(
-    path: WritePath, tmp_path: Path
+def poison_of_all_sizes() -> list[Event]:
+    """As large as the bus takes: by its value, and by its headers."""
+    return [
+        padded(lambda size: Event("r1", b"x" * size)),
+        padded(lambda size: Event("r1", b"poison", {"mine": b"x" * size})),
+    ]
+
+
+@pytest.mark.parametrize("event", poison_of_all_sizes(), ids=["value", "headers"])
+async def test_poison_as_large_as_the_bus_takes_is_a_whole_dead_letter(
+    path: WritePath, tmp_path: Path, event: Event
 ) -> None:
-    event = padded(lambda size: Event("r1", b"x" * size))
     async with open_embedded_bus(embedded_options(tmp_path / "bus.db")) as bus:
+        [letter] = await heard(path, bus, event)
+    assert (letter.key, letter.value) == (b"r1", event.value)
+    assert event.headers.items() <= letter.headers.items()
+
+
+@pytest.mark.parametrize("event", poison_of_all_sizes(), ids=["value", "headers"])
+async def test_a_dead_letter_that_its_topic_does_not_take_says_at_least_where_it_lay(
+    path: WritePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: Event
+) -> None:
+    """A topic for dead letters that an operator made may take no more than the one they come from."""
+    async with open_embedded_bus(embedded_options(tmp_path / "bus.db")) as bus:
+        publish = bus.publish
+
+        async def narrow(topic: str, events: Sequence[Event]) -> None:
+            if topic == dead_letter_topic(TOPIC) and any(nbytes(each) > LARGEST for each in events):
+                raise EventTooLarge
+            await publish(topic, events)
+
+        monkeypatch.setattr(bus, "publish", narrow)
         [letter] = await heard(path, bus, event)
         [poison, _] = await browsed(bus, TOPIC)
-    assert (letter.key, letter.value) == (None, b"")
     assert letter.headers[REASON_HEADER].endswith(b"is not JSON")
     assert origin(letter) == (poison.partition, poison.offset)
-
-
-async def test_poison_with_large_headers_is_a_dead_letter_without_them(path: WritePath, tmp_path: Path) -> None:
-    event = padded(lambda size: Event("r1", b"poison", {"mine": b"x" * size}))
-    async with open_embedded_bus(embedded_options(tmp_path / "bus.db")) as bus:
-        [letter] = await heard(path, bus, event)
-    assert (letter.key, letter.value) == (b"r1", b"poison")
     assert "mine" not in letter.headers
+    assert letter.value in (b"poison", b"")
 
 
 async def test_announcements_are_heard_though_the_topic_was_made_anew(path: WritePath, tmp_path: Path) -> None:
