@@ -22,7 +22,7 @@ INGEST_TOPIC = "ingest"
 """What the outbox calls the topic of announcements."""
 _TOGETHER = 100
 """So many rows, with the longest of paths, are far below what a transaction takes."""
-_MINUTE = 60
+_UNTIL_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class PendingBlobs:
         blob = transitions.pending(
             place, before, what.announced, order=order, now=self._clock(), deadline=deadline, options=self._options
         )
-        until = -(-what.expires_at // _MINUTE) * _MINUTE  # full minutes: so most presigns need not write the run
+        until = -(-what.expires_at // _UNTIL_SECONDS) * _UNTIL_SECONDS  # so most presigns need not write the run
         rows.put(place, blob, upload_until=until)
         if claim is not None:
             self._records.claims.clear(transaction, place.bucket, place.key)

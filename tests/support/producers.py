@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _HEADERS = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
 _PATIENCE_SECONDS = 180.0
-_MINUTE = 60
+_UNTIL_SECONDS = 10
 _SHORTEST_URL_SECONDS = 12
 
 
@@ -255,6 +255,8 @@ def reference(run_id: str, path: str, *, bucket: str = "media", key: str | None 
 
 
 def _lifetime() -> int:
-    """Seconds to the end of a minute: a run's second pass comes after the minute in which its last URL ends."""
-    left = _MINUTE - int(time.time()) % _MINUTE
-    return left if left >= _SHORTEST_URL_SECONDS else left + _MINUTE
+    """Seconds to the end of a step: a run's second pass comes after the step of time in which its last URL ends."""
+    left = _UNTIL_SECONDS - int(time.time()) % _UNTIL_SECONDS
+    while left < _SHORTEST_URL_SECONDS:
+        left += _UNTIL_SECONDS
+    return left

@@ -17,7 +17,7 @@ _SHOWN = 20
 async def contradictions(deployment: Deployment, producer: Producer, *, swept: bool = True) -> Sequence[str]:
     """What is not as the ledger says, each in a sentence; empty when all is settled.
 
-    Without ``swept`` the second pass over deleted runs is not waited for: it comes up to two minutes later.
+    Without ``swept`` the second pass over deleted runs is not waited for: it comes up to a minute later.
     """
     state = await deployment.operator.state()
     found = [*_unsettled(state, swept=swept), *_of_deleted(state, producer.ledger, swept=swept)]
