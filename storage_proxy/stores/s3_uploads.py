@@ -147,18 +147,18 @@ class _Upload:
         try:
             async for part in parts:
                 if len(sending) == PARTS_AT_ONCE:
-                    done.append(await sending[0])
+                    done.append(await asyncio.shield(sending[0]))
                     sending.popleft()
                 number = len(done) + len(sending) + 1
                 crc32 = crc32_header(isal_zlib.crc32(part))
                 sending.append(asyncio.create_task(self._send(upload_id, number, BytesIO(part), crc32)))
                 del part  # it was copied
             while sending:
-                done.append(await sending[0])
+                done.append(await asyncio.shield(sending[0]))
                 sending.popleft()
         except BaseException:
-            for task in sending:
-                task.cancel()
+            # They are let come to their end: of a part that arrives after its upload was aborted a server may make a
+            # new beginning (S3 API reference, AbortMultipartUpload).
             await finish(_ended(sending))
             raise
         return done
