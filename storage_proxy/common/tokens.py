@@ -90,6 +90,11 @@ class Limits(_Claims):
         """Whether any limit is set."""
         return self.max_downloads is not None or self.allowed_networks is not None
 
+    def refuse_limits(self) -> None:
+        """Raise `InvalidRequest` when a limit is set: for a program that enforces none."""
+        if self.limited:
+            raise InvalidRequest("The token carries a limit that this version does not enforce")
+
 
 class BlobGrant(Limits):
     """May download one blob, as it is at the request."""

@@ -15,7 +15,6 @@ from storage_proxy.common.tokens import (
     BlobGrant,
     Compression,
     Disposition,
-    Limits,
     OnMissing,
 )
 from storage_proxy.common.wire import ArchiveSelection, SelectedBlob
@@ -84,7 +83,7 @@ class Downloads:
 
     async def blob(self, grant: BlobGrant) -> Representation:
         """The blob as it is now. Raises `BlobNotFound`, `BucketNotFound`, and as its store does."""
-        _refuse_limits(grant)
+        grant.refuse_limits()
         _check_filename(grant.filename)
         stat = await self._blobs.require(grant.bucket, grant.key)
         content_type = stat.content_type or DEFAULT_CONTENT_TYPE
@@ -110,7 +109,7 @@ class Downloads:
         Raises `BlobNotFound`, `BucketNotFound`, `BlobChanged` (a run of it was deleted), `InvalidRequest`,
         `UnsafeName`, as the stores do, and `StateUnavailable` where a run's blobs are in it.
         """
-        _refuse_limits(grant)
+        grant.refuse_limits()
         _check_filename(grant.filename)
         if grant.format is not ArchiveFormat.ZIP or grant.compression is not Compression.STORE:
             raise InvalidRequest("This version serves zip archives of stored entries only")
@@ -169,8 +168,3 @@ class Downloads:
 def _check_filename(filename: str) -> None:
     if reason := unsafe_filename_reason(filename):
         raise InvalidRequest(f"The token's filename {reason}")
-
-
-def _refuse_limits(grant: Limits) -> None:
-    if grant.limited:
-        raise InvalidRequest("The token carries a limit that this version does not enforce")

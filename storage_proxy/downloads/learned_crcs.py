@@ -16,7 +16,7 @@ from storage_proxy.common.errors import StateUnavailable
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.sources import Pin
 from storage_proxy.state.port import KeyValueStore, Transaction
-from storage_proxy.state.records import LearnedCrc, Records
+from storage_proxy.state.records import LearnedCrc, Records, version_key
 
 _READ_BATCH = 1000
 _WRITE_BATCH = 500
@@ -123,4 +123,4 @@ class LearnedCrcs:
 
 
 def _row(pin: Pin) -> _Row:
-    return pin.bucket, pin.key.encode("utf-8", "surrogateescape"), pin.etag, pin.size
+    return version_key(pin.bucket, pin.key, pin.etag, pin.size)

@@ -39,17 +39,13 @@ from storage_proxy.common.service.middleware import REQUEST_ID, abort
 from storage_proxy.common.service.request_log import LOGGED
 from storage_proxy.common.tokens import UploadClaims
 from storage_proxy.downloads.slots import DownloadSlots
+from storage_proxy.http.client_api import GUARDS
 from storage_proxy.http.run_blobs import run_blob
 from storage_proxy.ingest.metrics import IngestMetrics
 from storage_proxy.ingest.uploads import Uploads
 
 _log = logging.getLogger(__name__)
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
-_GUARDS = {
-    hdrs.CACHE_CONTROL: "private, no-store",
-    hdrs.REFERRER_POLICY: "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 @dataclass(slots=True)
@@ -133,7 +129,7 @@ class UploadHandlers:
             status=201,
             body=answer.model_dump_json().encode(),
             content_type="application/json",
-            headers={**_GUARDS, "ETag": record.etag},
+            headers={**GUARDS, "ETag": record.etag},
         )
 
     async def _body(self, request: web.Request, transfer: _Transfer) -> AsyncGenerator[bytes, None]:

@@ -179,8 +179,7 @@ class Uploads:
     async def _receive(
         self, claims: UploadClaims, body: AsyncIterable[bytes | memoryview], content_length: int
     ) -> BlobRecord:
-        if claims.limited:
-            raise InvalidRequest("The token carries a limit that this version does not enforce")
+        claims.refuse_limits()
         place, announced = _granted(claims)
         self._buckets.get(place.bucket)
         bucket = self._receiving.get(place.bucket)

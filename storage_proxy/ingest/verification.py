@@ -16,7 +16,7 @@ from storage_proxy.ingest.metrics import IngestMetrics
 from storage_proxy.ingest.options import IngestOptions
 from storage_proxy.ingest.places import Announced, Place
 from storage_proxy.state.port import KeyValueStore, Transaction
-from storage_proxy.state.records import LearnedCrc, Records
+from storage_proxy.state.records import LearnedCrc, Records, version_key
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import BlobStat, BlobStore, ReadsCrc32
 
@@ -109,7 +109,9 @@ class Verifier:
 
     async def _remembered(self, name: str, stat: BlobStat) -> int | None:
         row = await self._store.transact(
-            lambda transaction: self._records.crc32s.get(transaction, *_version(name, stat))
+            lambda transaction: self._records.crc32s.get(
+                transaction, *version_key(name, stat.key, stat.etag, stat.size)
+            )
         )
         return None if row is None else row.crc32
 
@@ -118,13 +120,9 @@ class Verifier:
         row = LearnedCrc(known, int(self._clock()))
 
         async def write(transaction: Transaction) -> None:
-            self._records.crc32s.set(transaction, row, *_version(name, stat))
+            self._records.crc32s.set(transaction, row, *version_key(name, stat.key, stat.etag, stat.size))
 
         await self._store.transact(write)
-
-
-def _version(name: str, stat: BlobStat) -> tuple[str, bytes, str, int]:
-    return name, stat.key.encode("utf-8", "surrogateescape"), stat.etag, stat.size
 
 
 async def _sum(bucket: BlobStore, stat: BlobStat) -> int:

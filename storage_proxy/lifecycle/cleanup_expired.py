@@ -6,10 +6,10 @@ that there is no such version.
 
 import time
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.errors import BucketNotFound
+from storage_proxy.common.tokens import jti_hash
 from storage_proxy.lifecycle.jobs import Tally
 from storage_proxy.lifecycle.locks import HeldLock
 from storage_proxy.state.keys import after
@@ -64,7 +64,7 @@ class CleanupExpired:
             found = await links.get_many(transaction, [(jti,) for _, jti in marks])
             gone = []
             for (at, jti), link in list(zip(marks, found, strict=True))[: tally.room]:
-                gone.append(f"link {_shown(jti)}")
+                gone.append(f"link {jti_hash(jti)}")
                 if tally.dry_run:
                     continue
                 ends.clear(transaction, at, jti)
@@ -108,11 +108,6 @@ class CleanupExpired:
             return False
         stat = await store.stat(key.decode("utf-8", "surrogateescape"))
         return stat is None or (stat.etag, stat.size) != (etag, size)
-
-
-def _shown(jti: str) -> str:
-    """As the logs show it."""
-    return sha256(jti.encode()).hexdigest()[:16]
 
 
 def _count(tally: Tally, looked_at: int, gone: Sequence[str], removed: int) -> None:

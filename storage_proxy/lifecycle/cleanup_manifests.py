@@ -6,11 +6,11 @@ right before it is removed.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.names import MANIFESTS_PREFIX
-from storage_proxy.lifecycle.jobs import Tally, check_fence
+from storage_proxy.lifecycle.jobs import Tally, check_fence, portions
 from storage_proxy.lifecycle.locks import HeldLock
 from storage_proxy.state.port import KeyValueStore
 from storage_proxy.stores.port import BlobStat, BlobStore, DeletesBlobs
@@ -58,7 +58,7 @@ class CleanupManifests:
             old = [stat.key for stat in page if self._is_old(stat)][: tally.room]
             tally.find(old)
             if not tally.dry_run:
-                for keys in _chunks(old):
+                for keys in portions(old, _AT_ONCE):
                     tally.remove(await self._remove(lock, blobs, keys))
             tally.tell()
 
@@ -72,8 +72,3 @@ class CleanupManifests:
 
     def _is_old(self, stat: BlobStat) -> bool:
         return not stat.key.endswith("/") and stat.last_modified < self._clock() - self._seconds
-
-
-def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), _AT_ONCE):
-        yield keys[start : start + _AT_ONCE]

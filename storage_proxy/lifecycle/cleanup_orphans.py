@@ -8,7 +8,7 @@ and has left a record or a dead letter. What is removed is claimed before (see `
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from storage_proxy.bus.dead_letters import dead_letter_topic
@@ -18,7 +18,7 @@ from storage_proxy.common.errors import StorageTimeout
 from storage_proxy.common.events import RUNS_PREFIX
 from storage_proxy.common.steps import step
 from storage_proxy.lifecycle.horizon import DeadLetterNames, heard_until
-from storage_proxy.lifecycle.jobs import Tally
+from storage_proxy.lifecycle.jobs import Tally, portions
 from storage_proxy.lifecycle.locks import HeldLock
 from storage_proxy.lifecycle.orphan_claims import ACT_SECONDS, OrphanClaims
 from storage_proxy.state.port import KeyValueStore
@@ -135,7 +135,7 @@ class _BucketCleaning:
             orphans = (await self._claims.orphans(self._name, old))[: tally.room] if old else []
             tally.find([f"{self._name}/{key}" for key in orphans])
             if not tally.dry_run:
-                for keys in _chunks(orphans):
+                for keys in portions(orphans, _CLAIMED_AT_ONCE):
                     tally.remove(await self._remove(keys))
             tally.tell()
 
@@ -164,11 +164,6 @@ class _BucketCleaning:
         except TimeoutError as error:
             raise StorageTimeout("The orphans were not deleted in time") from error
         return len(old)
-
-
-def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), _CLAIMED_AT_ONCE):
-        yield keys[start : start + _CLAIMED_AT_ONCE]
 
 
 def _is_text(key: str) -> bool:

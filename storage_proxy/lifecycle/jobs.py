@@ -4,7 +4,7 @@ The law: a job holds its lock and checks its fence in the transaction of everyth
 goes, stops at its limit, and changes nothing in a dry run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -65,6 +65,12 @@ class Tally:
 
     def progress(self, names: Sequence[str] = ()) -> JobProgress:
         return JobProgress(self.looked_at, self.found, self.removed, tuple(names))
+
+
+def portions(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """``keys`` in their order, at most ``size`` at once."""
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
 
 
 class Job(Protocol):

@@ -291,6 +291,11 @@ class Records:
         self.imports = Table(self.root.subspace("import"), Import)
 
 
+def version_key(bucket: str, key: str, etag: str, size: int) -> tuple[str, bytes, str, int]:
+    """The key of one version of a blob in ``crc32s``. A blob's key may hold what is no text."""
+    return bucket, key.encode("utf-8", "surrogateescape"), etag, size
+
+
 class _Codec(Generic[_Record]):
     """Values of one kind as JSON objects with a member ``v``."""
 
