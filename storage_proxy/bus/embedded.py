@@ -19,9 +19,9 @@ from storage_proxy.bus.embedded_watch import Watch
 from storage_proxy.bus.embedded_worker import Worker
 from storage_proxy.bus.observer import BusObserver, NoObserver
 from storage_proxy.bus.partitions import Consumption
-from storage_proxy.bus.pauses import PausePolicy
 from storage_proxy.bus.port import Event, Handler, Message, TopicPosition
 from storage_proxy.bus.sizes import check_sizes
+from storage_proxy.common.pauses import PausePolicy
 
 
 @dataclass(frozen=True, slots=True)

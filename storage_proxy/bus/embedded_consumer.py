@@ -20,10 +20,10 @@ from storage_proxy.bus.embedded_log import BatchLimits, Topic
 from storage_proxy.bus.embedded_watch import Watch
 from storage_proxy.bus.embedded_worker import Worker
 from storage_proxy.bus.partitions import Consumption, PartitionLost, PartitionTasks
-from storage_proxy.bus.pauses import Pauses
 from storage_proxy.bus.port import Batch
 from storage_proxy.common.concurrency import only_own_cancellation
 from storage_proxy.common.errors import BusUnavailable
+from storage_proxy.common.pauses import Pauses
 
 _log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from storage_proxy.bus.kafka_producer import KafkaProducer
 from storage_proxy.bus.kafka_topics import KafkaTopics
 from storage_proxy.bus.observer import BusObserver, NoObserver
 from storage_proxy.bus.partitions import Consumption
-from storage_proxy.bus.pauses import PausePolicy
 from storage_proxy.bus.port import Event, Handler, Message, TopicPosition
 from storage_proxy.bus.sizes import check_sizes
 from storage_proxy.common.errors import BusUnavailable
+from storage_proxy.common.pauses import PausePolicy
 
 _LOOK_MILLISECONDS = 200
 _HEAD_BYTES = 2**14  # enough for the first message of a partition; Kafka sends it even if it is larger

@@ -17,10 +17,10 @@ from storage_proxy.bus.kafka_errors import translated
 from storage_proxy.bus.kafka_options import KafkaOptions, member_options
 from storage_proxy.bus.kafka_topics import KafkaTopics
 from storage_proxy.bus.partitions import Consumption, PartitionLost, PartitionTasks
-from storage_proxy.bus.pauses import Pauses
 from storage_proxy.bus.port import Batch, Message
 from storage_proxy.common.concurrency import only_own_cancellation
 from storage_proxy.common.errors import BusUnavailable
+from storage_proxy.common.pauses import Pauses
 
 _log = logging.getLogger(__name__)
 

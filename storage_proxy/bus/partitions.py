@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from storage_proxy.bus.observer import BusObserver
-from storage_proxy.bus.pauses import PausePolicy, Pauses
 from storage_proxy.bus.port import Batch, Handler
 from storage_proxy.common.concurrency import only_own_cancellation
 from storage_proxy.common.errors import ServiceError
+from storage_proxy.common.pauses import PausePolicy, Pauses
 
 _T = TypeVar("_T")
 

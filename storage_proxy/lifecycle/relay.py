@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from storage_proxy.bus.pauses import PausePolicy, Pauses
 from storage_proxy.bus.port import Event, EventBus
 from storage_proxy.common.errors import Internal, ServiceError
+from storage_proxy.common.pauses import PausePolicy, Pauses
 from storage_proxy.common.steps import step
 from storage_proxy.lifecycle.locks import HeldLock, Locks
 from storage_proxy.lifecycle.metrics import LifecycleMetrics

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from storage_proxy.bus.observer import NoObserver
 from storage_proxy.bus.partitions import Consumption, PartitionLost, PartitionTasks
-from storage_proxy.bus.pauses import PausePolicy, Pauses
 from storage_proxy.bus.port import Batch, Handler, Message
 from storage_proxy.common.errors import BusUnavailable, StorageUnavailable
+from storage_proxy.common.pauses import PausePolicy, Pauses
 
 AT_ONCE = PausePolicy(0, 0)
 

@@ -16,9 +16,9 @@ from typing import Protocol
 from storage_proxy.bus.embedded import EmbeddedBus, EmbeddedOptions, open_embedded_bus
 from storage_proxy.bus.kafka import open_kafka_bus
 from storage_proxy.bus.observer import BusObserver, NoObserver
-from storage_proxy.bus.pauses import PausePolicy
 from storage_proxy.bus.port import Batch, Event, EventBus, Message
 from storage_proxy.common.errors import BusUnavailable
+from storage_proxy.common.pauses import PausePolicy
 from tests.support.kafka import KafkaBroker, PrivateKafka
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from storage_proxy.bus.embedded import EmbeddedBus, EmbeddedOptions, open_embedded_bus
-from storage_proxy.bus.pauses import PausePolicy
+from storage_proxy.common.pauses import PausePolicy
 from storage_proxy.lifecycle.control_worker import ControlWorker
 from storage_proxy.lifecycle.eraser import RunEraser
 from storage_proxy.lifecycle.locks import Locks

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from storage_proxy.bus.pauses import PausePolicy
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.events import run_key
+from storage_proxy.common.pauses import PausePolicy
 from storage_proxy.common.wire import RunAccess
 from storage_proxy.lifecycle.control_worker import ControlWorker
 from storage_proxy.lifecycle.eraser import RunEraser

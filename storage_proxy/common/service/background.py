@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from storage_proxy.common.concurrency import only_own_cancellation
 from storage_proxy.common.errors import ServiceError
+from storage_proxy.common.pauses import PausePolicy, Pauses
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ async def in_background(loops: Mapping[str, Loop]) -> AsyncIterator[None]:
 
 async def _forever(name: str, loop: Loop) -> None:
     clock = asyncio.get_running_loop().time
-    pause = FIRST_PAUSE_SECONDS
+    pauses = Pauses(PausePolicy(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS), random.SystemRandom())
     while True:
         began = clock()
         try:
@@ -48,6 +49,5 @@ async def _forever(name: str, loop: Loop) -> None:
         except Exception:  # noqa: BLE001 whatever it is, the work must go on
             _log.exception("a loop failed", extra={"loop": name})
         if clock() - began > _HEALTHY_SECONDS:
-            pause = FIRST_PAUSE_SECONDS
-        await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
-        pause = min(MAX_PAUSE_SECONDS, pause * 2)
+            pauses.reset()
+        await pauses.wait()
