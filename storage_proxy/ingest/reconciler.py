@@ -10,9 +10,9 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NoReturn
 
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.errors import ServiceError
@@ -29,7 +29,6 @@ from storage_proxy.state.records import BlobRecord, BlobState, Records
 _BATCH = 200
 _IDLE_SECONDS = 0.5
 """How often the due rows are looked for when there are none."""
-_BACK_OFF_SECONDS = 30.0
 _SETTLED_SECONDS = 3.0
 """A younger file of a local bucket may still be in the writing: what it lacks is no contradiction yet."""
 _log = logging.getLogger(__name__)
@@ -81,24 +80,13 @@ class Reconciler:
         self._clock = clock
         self._jitter = jitter or random.SystemRandom()
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Look at what is due until ``stop`` is set. While a bucket or the state is away it waits, and tries again."""
-        failures = 0
-        while not stop.is_set():
-            try:
-                counts = await self.run_once(_BATCH)
-                # Postponed rows are not due again at once, so a full page that failed is followed by another one.
-                wait = 0.0 if counts.total() == _BATCH else _IDLE_SECONDS
-                failures = 0
-            except ServiceError as error:
-                failures += 1
-                wait = min(_BACK_OFF_SECONDS, _IDLE_SECONDS * 2.0**failures)
-                _log.warning("pending blobs cannot be looked at", extra={"code": error.code})
-            except Exception:  # noqa: BLE001 a defect must not end the loop that heals everything else
-                failures += 1
-                wait = _BACK_OFF_SECONDS
-                _log.exception("unexpected error in the reconciler")
-            await _wait(stop, wait * self._jitter.uniform(0.5, 1))
+    async def run(self) -> NoReturn:
+        """Look at what is due until cancelled. Raises as `run_once`: whoever runs it begins it again."""
+        while True:
+            counts = await self.run_once(_BATCH)
+            # Postponed rows are not due again at once, so a full page that failed is followed by another one.
+            if counts.total() < _BATCH:
+                await asyncio.sleep(_IDLE_SECONDS * self._jitter.uniform(0.5, 1))
 
     async def run_once(self, limit: int, *, dry_run: bool = False) -> Counter[Found]:
         """Look at up to ``limit`` rows that are due; how many came to what. ``dry_run`` changes nothing."""
@@ -198,10 +186,3 @@ def _still_pending(blob: BlobRecord | None, due_ms: int) -> BlobRecord | None:
 
 def _place(due: _Due) -> Place:
     return Place(due.blob.bucket if due.blob is not None else "", due.run_id, due.path)
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    """Wait for ``stop``, at most so long."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.wait()

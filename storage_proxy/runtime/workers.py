@@ -60,7 +60,7 @@ def _ingest(core: Core, bus: EventBus, metrics: BusMetrics) -> list[Work]:
     )
     pending = reconciler(core)
     loops: dict[str, Loop] = {
-        "reconciler": lambda: pending.run(asyncio.Event()),
+        "reconciler": pending.run,
         "ingest positions": _watch(bus, metrics, topic, group),
     }
     return [in_background(loops), bus.consume(topic, group, worker.handle)]

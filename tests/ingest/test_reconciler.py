@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from storage_proxy.common.service.background import in_background
 from storage_proxy.ingest.reconciler import Found
 from storage_proxy.state.port import Transaction
 from storage_proxy.state.records import BlobRecord, BlobState, Mark, RunTotals
@@ -167,7 +168,7 @@ async def test_a_blob_that_is_announced_anew_during_the_look_is_left_to_the_next
     assert (blob.state, blob.size) == (BlobState.PENDING, 9)
 
 
-async def test_the_loop_waits_for_a_state_store_that_is_away_and_ends_when_told(path: WritePath) -> None:
+async def test_the_loop_goes_on_after_a_failure_and_ends_when_told(path: WritePath) -> None:
     await pending(path, "a")
     path.bucket.place("runs/r1/a", b"content")
     path.clock.now += 61
@@ -185,6 +186,7 @@ async def test_the_loop_waits_for_a_state_store_that_is_away_and_ends_when_told(
 
     path.reconciler.run_once = failing  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("storage_proxy.ingest.reconciler._BACK_OFF_SECONDS", 0.01)
-        await asyncio.wait_for(path.reconciler.run(stop), 30)
+        patch.setattr("storage_proxy.common.service.background.FIRST_PAUSE_SECONDS", 0.01)
+        async with in_background({"reconciler": path.reconciler.run}), asyncio.timeout(30):
+            await stop.wait()
     assert (await blob_of(path)).state is BlobState.VERIFIED
