@@ -1,7 +1,9 @@
 """The commands for the state: as a file, and for one run's tombstone."""
 
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -45,12 +47,7 @@ def state() -> None:
 @config_option
 def export(file: Path, config: Path) -> None:
     """Write the state to FILE as of one moment, as NDJSON."""
-    settings = load_or_exit(ProxySettings, config)
-    try:
-        line(exported=finish(settings, export_to(settings, file)))
-    except StateFileError as error:
-        click.echo(f"{file}: {error}", err=True)
-        sys.exit(EXIT_FAILED)
+    line(exported=_moved(file, config, export_to))
 
 
 @state.command(name="import")
@@ -58,9 +55,14 @@ def export(file: Path, config: Path) -> None:
 @config_option
 def import_file(file: Path, config: Path) -> None:
     """Read FILE into an empty state."""
+    line(imported=_moved(file, config, import_from))
+
+
+def _moved(file: Path, config: Path, work: Callable[[ProxySettings, Path], Coroutine[Any, Any, int]]) -> int:
+    """How many rows ``work`` moved between the state and the file."""
     settings = load_or_exit(ProxySettings, config)
     try:
-        line(imported=finish(settings, import_from(settings, file)))
+        return finish(settings, work(settings, file))
     except StateFileError as error:
         click.echo(f"{file}: {error}", err=True)
         sys.exit(EXIT_FAILED)

@@ -1,9 +1,7 @@
 """A real Kafka for tests: found by environment, else started, else the test is skipped or fails."""
 
-import asyncio
 import os
 import shutil
-import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage_proxy.bus.kafka_options import KafkaOptions
-from tests.support.s3 import unavailable
+from tests.support.real_services import PrivateService, unavailable
 from tools import services
 
 
@@ -59,33 +57,9 @@ def kafka_broker() -> Iterator[KafkaBroker]:
             run.stop()
 
 
-class PrivateKafka:
-    """A broker of the test's own on a port of its own, which can be killed, paused and started again."""
+class PrivateKafka(PrivateService):
+    """A broker of the test's own."""
 
     def __init__(self, directory: Path) -> None:
-        self._run = services.Run(services.Kafka(), directory)
-        self._port = services.free_port()
+        super().__init__(services.Kafka(), directory)
         self.broker = KafkaBroker(f"127.0.0.1:{self._port}")
-
-    async def start(self) -> None:
-        """Start it, or start it again with the same messages on the same port."""
-        try:
-            await asyncio.to_thread(self._run.start, self._port)
-        except services.NotInstalled as failure:
-            unavailable("kafka", str(failure))
-
-    async def kill(self) -> None:
-        """End it without a chance to say good-bye."""
-        await asyncio.to_thread(self._run.stop, signal.SIGKILL)
-
-    def pause(self) -> None:
-        """Let it keep its connections and answer nothing."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, signum: int) -> None:
-        pid = self._run.pid()
-        assert pid is not None, "the broker does not run"
-        os.kill(pid, signum)

@@ -1,21 +1,19 @@
 """A real S3 server for tests: found by environment, else started, else the test is skipped or fails."""
 
-import asyncio
 import os
-import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aioboto3
-import pytest
 
 from storage_proxy.stores.s3 import S3BlobStore, S3Options, open_s3_store
+from tests.support.real_services import PrivateService, unavailable
 from tools import services
 
 if TYPE_CHECKING:
@@ -86,17 +84,6 @@ def open_store(options: S3Options) -> AbstractAsyncContextManager[S3BlobStore]:
     return open_s3_store(options, session=shared_session())
 
 
-def required(service: str) -> bool:
-    return service in os.environ.get("REQUIRE_SERVICES", "").split(",")
-
-
-def unavailable(service: str, reason: str) -> NoReturn:
-    """Skip the test, or fail it where the service is required."""
-    if required(service):
-        pytest.fail(f"{service} is required: {reason}", pytrace=False)
-    pytest.skip(f"{service}: {reason}")
-
-
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
     """The server of the environment, or the one of .services, which is stopped if it is started here."""
@@ -135,33 +122,9 @@ async def fresh_bucket(server: S3Server) -> AsyncIterator[S3Bucket]:
             await client.delete_bucket(Bucket=name)
 
 
-class PrivateS3:
-    """A server of the test's own on a port of its own, which can be killed and started again."""
+class PrivateS3(PrivateService):
+    """A server of the test's own."""
 
     def __init__(self, directory: Path, *, keeps_versions: bool = False) -> None:
-        self._run = services.Run(services.S3(keeps_versions=keeps_versions), directory)
-        self._port = services.free_port()
+        super().__init__(services.S3(keeps_versions=keeps_versions), directory)
         self.server = S3Server(f"http://127.0.0.1:{self._port}", services.S3_ACCESS_KEY, services.S3_SECRET_KEY)
-
-    async def start(self) -> None:
-        """Start it, or start it again with the same objects on the same port."""
-        try:
-            await asyncio.to_thread(self._run.start, self._port)
-        except services.NotInstalled as failure:
-            unavailable("s3", str(failure))
-
-    async def kill(self) -> None:
-        """End it without a chance to say good-bye."""
-        await asyncio.to_thread(self._run.stop, signal.SIGKILL)
-
-    def pause(self) -> None:
-        """Let it keep its connections and answer nothing."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, signum: int) -> None:
-        pid = self._run.pid()
-        assert pid is not None, "the server does not run"
-        os.kill(pid, signum)

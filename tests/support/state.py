@@ -18,7 +18,7 @@ from storage_proxy.state.sqlite import SqliteKeyValueStore, SqliteOptions, open_
 from tests.support.fake_fdb import FakeFdb
 from tests.support.fake_fdb_cluster import FakeCluster
 from tests.support.fake_fdb_library import real_binding
-from tests.support.s3 import unavailable
+from tests.support.real_services import unavailable
 
 PATIENT = RetryPolicy(attempts=500, deadline_seconds=60.0)
 ONCE = RetryPolicy(attempts=1, deadline_seconds=60.0)
