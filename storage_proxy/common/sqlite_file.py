@@ -1,7 +1,8 @@
 """A SQLite file of ours: how it is opened, shared by processes, and what its errors mean.
 
 The law: a commit is on the disk before it is reported (WAL, synchronous=FULL), and a file that is not ours, is damaged
-or cannot be written to is refused with its reason; it is never repaired, emptied or replaced.
+or cannot be written to is refused with its reason; it is never repaired, emptied or replaced. A file that this process
+had open and that is gone is away until it is back: an empty one in its place would forget everything.
 """
 
 import random
@@ -63,20 +64,29 @@ class FileKind:
 
 
 class SqliteFile:
-    """Opens connections to ``path``. Waits for other processes' locks up to ``busy_seconds``, with jitter."""
+    """Opens connections to ``path``. Waits for other processes' locks up to ``busy_seconds``, with jitter.
+
+    The first connection makes the file where there is none.
+    """
 
     def __init__(self, kind: FileKind, path: Path, *, busy_seconds: float, jitter: random.Random) -> None:
         self.kind = kind
         self.path = path
         self._busy_seconds = busy_seconds
         self._jitter = jitter
+        self._may_create = True
 
     def connect(self) -> "Connection":
         """A connection for the calling thread alone."""
         with self.kind.translated():
-            raw = sqlite3.connect(self.path, timeout=0, isolation_level=None, cached_statements=64)
+            mode = "rwc" if self._may_create else "rw"
+            if not self._may_create and not self.path.stat().st_size:  # SQLite would remove what its log still holds
+                raise self.kind.failure("was emptied while it was open")
+            address = f"{self.path.absolute().as_uri()}?mode={mode}"
+            raw = sqlite3.connect(address, uri=True, timeout=0, isolation_level=None, cached_statements=64)
             try:
                 self.patiently(lambda: self._prepare(raw))
+                self._may_create = False
                 return Connection(self, raw)
             except BaseException:
                 raw.close()

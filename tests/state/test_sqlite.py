@@ -121,6 +121,26 @@ async def test_a_damaged_file_is_unavailable_and_not_empty(tmp_path: Path) -> No
             await put(store, b"00001")
 
 
+async def test_a_file_that_is_away_stays_away_until_it_is_back(tmp_path: Path) -> None:
+    path, away = tmp_path / "state.db", tmp_path / "elsewhere" / "state.db"
+    away.parent.mkdir()
+    async with sqlite_store(path) as store:
+        await put(store, b"a")
+        path.rename(away)
+        for reason in ("removed or replaced", "cannot be reached", "cannot be reached"):
+            with pytest.raises(StateUnavailable, match=reason):
+                await store.probe()
+        assert not path.exists()
+        path.touch()
+        with pytest.raises(StateUnavailable, match="was emptied"):
+            await put(store, b"b")
+        assert not path.stat().st_size
+        away.rename(path)
+        await store.probe()
+        await put(store, b"c")
+        assert [key for key, _ in await read_all(store, b"", b"\xff")] == [b"a", b"c"]
+
+
 async def test_a_file_that_was_removed_takes_no_more_commits(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     async with sqlite_store(path) as store:
