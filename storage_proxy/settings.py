@@ -218,6 +218,8 @@ class LimitSettings(Section):
     max_concurrent_downloads: Count = 1000
     max_concurrent_downloads_per_token: Count = 16
     plan_cache_bytes: Annotated[int, Field(ge=0)] = 32 << 20
+    buffer_bytes: Annotated[int, Field(ge=1 << 20)] = 128 << 20
+    """What bytes on their way may take: buffers and prefetched blobs. Each download has its least beyond it."""
 
 
 class MintSettings(Section):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
+from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.ingest.metrics import IngestMetrics
 from storage_proxy.ingest.options import IngestOptions
 from storage_proxy.ingest.verification import Verifier
@@ -23,6 +24,7 @@ class Core:
     """One of each for the process, whatever its role."""
 
     settings: ProxySettings
+    budget: ByteBudget
     buckets: Buckets
     store: KeyValueStore
     records: Records
@@ -39,13 +41,14 @@ async def open_core(settings: ProxySettings, *, only_reads: bool = False) -> Asy
     Raises `StateUnavailable` where the state can never be opened as configured.
     """
     async with AsyncExitStack() as stack:
+        budget = ByteBudget(settings.limits.buffer_bytes)
         buckets = await open_buckets(settings, stack, only_reads=only_reads)
         store, records = await open_state(settings, stack)
         registry = CollectorRegistry()
         options = _ingest_options(settings)
         metrics = IngestMetrics(registry)
         verifier = Verifier(store, records, buckets, options=options, metrics=metrics)
-        yield Core(settings, buckets, store, records, registry, options, metrics, verifier)
+        yield Core(settings, budget, buckets, store, records, registry, options, metrics, verifier)
 
 
 def process_name() -> str:
