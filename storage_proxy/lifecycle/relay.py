@@ -67,16 +67,11 @@ class Relay:
         self._clock = clock
         self._monotonic = monotonic
         self._pauses = Pauses(pauses, jitter or random.SystemRandom())
-        self._woken = asyncio.Event()
         self._measured_at = float("-inf")
 
     async def run(self) -> NoReturn:
         """Publish, or stand by, until cancelled."""
         await self._locks.stand_by(RELAY_LOCK, self._owner, self._work)
-
-    def wake(self) -> None:
-        """There is a new row: do not wait for the next look. For whoever wrote it in this process."""
-        self._woken.set()
 
     async def run_once(self, lock: HeldLock) -> int:
         """Publish and clear the next rows; how many. Raises `LockLost`, `BusUnavailable` and `StateUnavailable`."""
@@ -102,7 +97,6 @@ class Relay:
         self._metrics.relay_active.set(1)
         try:
             while True:
-                self._woken.clear()
                 try:
                     published = await self.run_once(lock)
                     await self._measure()
@@ -114,7 +108,7 @@ class Relay:
                     continue
                 self._pauses.reset()
                 if published < _BATCH_ROWS:
-                    await self._wait()
+                    await asyncio.sleep(self._poll_seconds)
         finally:
             for gauge in (self._metrics.relay_active, self._metrics.outbox_rows, self._metrics.outbox_oldest_seconds):
                 gauge.set(0)
@@ -129,13 +123,6 @@ class Relay:
         for topic, events in by_topic.items():
             await self._bus.publish(topic, events)
             self._metrics.published.labels(topic).inc(len(events))
-
-    async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout(self._poll_seconds):
-                await self._woken.wait()
-        except TimeoutError:
-            pass
 
     async def _measure_if_possible(self) -> None:
         try:

@@ -124,27 +124,6 @@ async def test_a_relay_that_was_paused_publishes_nothing_more(house: House) -> N
     assert published(house) == []
 
 
-async def test_a_row_written_in_the_same_process_is_published_without_waiting_for_the_next_look(house: House) -> None:
-    relay = Relay(
-        house.store,
-        house.records,
-        house.bus,
-        {"ingest": INGEST},
-        house.locks,
-        house.metrics,
-        owner="test",
-        poll_seconds=DEADLINE * 10,
-    )
-    async with working(relay):
-        await fill(house, 0, 1)
-        await until(lambda: is_drained(house))
-        for number in range(1, 4):
-            await fill(house, number, number + 1)
-            relay.wake()
-            await until(lambda: is_drained(house))
-    assert published(house) == [0, 1, 2, 3]
-
-
 async def test_what_waits_is_measured_and_not_without_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage_proxy.lifecycle.relay._COUNTED_ROWS", 20)
     await fill(house, int(house.clock() * 1000) - 5000, int(house.clock() * 1000) - 4970)
