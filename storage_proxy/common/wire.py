@@ -133,7 +133,7 @@ class PlannedArchive(Wire):
     manifest: Sha256Name
     entries: int = Field(description="Entries of the archive, folders and MISSING.txt included.")
     size: int | None = Field(description="Exact bytes of the archive, null where only the end will tell.")
-    etag: str | None = Field(description="The archive's strong ETag.")
+    etag: str | None = Field(description="The archive's ETag: strong, or weak where its size is null.")
     resumable: bool = Field(description="Whether a Range is answered now.")
     skipped: list[SkippedBlob]
 
