@@ -17,7 +17,8 @@ from storage_proxy.formats.zip_records import (
     extended_timestamp,
 )
 
-DEFLATE_LEVEL = 6
+DEFLATE_LEVEL = 4
+"""zlib's. Measured on text, CSV, JSON and binaries: two to three times as fast as its default, 6, for 4 to 7 % more."""
 _LEVEL_WITHOUT_COMPRESSION = 0
 # fmt: off
 _COMPRESSED_ALREADY = frozenset({
