@@ -88,8 +88,11 @@ class ArchiveSelection(Wire):
     )
     prefix: str | None = Field(default=None, description="Every blob under it: empty, or ends in /.")
     run_id: RunId | None = Field(default=None, description="Every verified blob of the run.")
-    format: ArchiveFormat = ArchiveFormat.ZIP
-    compression: Compression = Compression.STORE
+    format: ArchiveFormat = Field(default=ArchiveFormat.ZIP, description="A tar is always resumable.")
+    compression: Compression = Field(
+        default=Compression.STORE,
+        description="`deflate`, for zip only: the archive's length is not known, and it cannot be resumed.",
+    )
     on_missing: OnMissing = Field(
         default=OnMissing.FAIL,
         description="A missing blob refuses the archive, or is left out and listed in MISSING.txt.",
