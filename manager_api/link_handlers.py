@@ -30,15 +30,12 @@ from storage_proxy.common.names import RESERVED_PREFIX, default_filename, requir
 from storage_proxy.common.selection import check_selection
 from storage_proxy.common.service.endpoints import endpoint
 from storage_proxy.common.service.middleware import CALLER, REQUEST_ID
-from storage_proxy.common.tokens import ArchiveFormat, ArchiveGrant, BlobGrant, Compression
+from storage_proxy.common.tokens import ArchiveGrant, BlobGrant
 from storage_proxy.common.wire import BlobAddress, BlobDescription
-
-DEFAULT_ARCHIVE_FILENAME = "archive.zip"
 
 _STAT_ERRORS = (UnsafeName, BlobNotFound, BucketNotFound, StorageError, StorageUnavailable, StorageTimeout)
 _PLAN_ERRORS = (*_STAT_ERRORS, RunNotFound, DuplicateName, SelectionTooLarge, StateUnavailable)
 _NOT_ENFORCED = "is not enforced by this version, so it is not promised"
-_NOT_SUPPORTED = "is not supported by this version"
 
 
 class LinkHandlers:
@@ -87,12 +84,11 @@ class LinkHandlers:
         """Make a link to many blobs as one archive.
 
         What is selected is resolved now and pinned: every download gives the same bytes, and a blob that changes
-        later is refused, not mixed in. The answer tells the archive's exact size.
+        later is refused, not mixed in. The answer tells the archive's exact size, or null for deflate.
         """
-        filename = _safe_filename(DEFAULT_ARCHIVE_FILENAME if body.filename is None else body.filename)
+        filename = _safe_filename(f"archive.{body.format}" if body.filename is None else body.filename)
         selection = body.selection()
         await asyncio.to_thread(check_selection, selection)
-        _refuse_unsupported(body)
         expires_in = self._lifetime(body)
         caller = request[CALLER]
         self._access.require_all(caller, selection)
@@ -140,14 +136,6 @@ def _safe_filename(filename: str) -> str:
     if reason := unsafe_filename_reason(filename):
         raise UnsafeName(f"The filename {reason}", errors=[{"loc": ["filename"], "msg": reason}])
     return filename
-
-
-def _refuse_unsupported(body: MintArchive) -> None:
-    asked = {
-        "format": body.format is not ArchiveFormat.ZIP,
-        "compression": body.compression is not Compression.STORE,
-    }
-    _refuse(asked, _NOT_SUPPORTED)
 
 
 def _refuse(asked: dict[str, bool], message: str) -> None:

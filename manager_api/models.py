@@ -89,13 +89,13 @@ class MintedBlob(MintedLink):
 
 
 class MintedArchive(MintedLink):
-    """A link to an archive whose every byte is decided."""
+    """A link to an archive whose every byte is decided, unless it is deflated."""
 
     filename: str
     format: ArchiveFormat
     entries: int = Field(description="Entries of the archive, folders and MISSING.txt included.")
     size: int | None = Field(description="Exact bytes of the archive, null where only the end will tell.")
-    etag: str | None = Field(description="The archive's strong ETag.")
+    etag: str | None = Field(description="The archive's ETag: strong, or weak where its size is null.")
     resumable: bool = Field(description="Whether a Range is answered now.")
     skipped: list[SkippedBlob] = Field(description="What was asked for and is not in the archive.")
 

@@ -220,6 +220,8 @@ class LimitSettings(Section):
     plan_cache_bytes: Annotated[int, Field(ge=0)] = 32 << 20
     buffer_bytes: Annotated[int, Field(ge=1 << 20)] = 128 << 20
     """What bytes on their way may take: buffers and prefetched blobs. Each download has its least beyond it."""
+    deflate_threads: Annotated[int, Field(ge=1, le=256)] = 2
+    """Threads that compress, for all downloads together."""
 
 
 class MintSettings(Section):

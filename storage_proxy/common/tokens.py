@@ -133,6 +133,12 @@ class ArchiveGrant(Limits):
             raise ValueError("on_missing belongs to files")
         return self
 
+    @model_validator(mode="after")
+    def _compresses_only_zip(self) -> Self:
+        if self.format is ArchiveFormat.TAR and self.compression is Compression.DEFLATE:
+            raise ValueError("tar cannot be combined with deflate")
+        return self
+
 
 class UploadGrant(Limits):
     """May upload one blob of a run."""

@@ -88,8 +88,11 @@ class ArchiveSelection(Wire):
     )
     prefix: str | None = Field(default=None, description="Every blob under it: empty, or ends in /.")
     run_id: RunId | None = Field(default=None, description="Every verified blob of the run.")
-    format: ArchiveFormat = ArchiveFormat.ZIP
-    compression: Compression = Compression.STORE
+    format: ArchiveFormat = Field(default=ArchiveFormat.ZIP, description="A tar is always resumable.")
+    compression: Compression = Field(
+        default=Compression.STORE,
+        description="`deflate`, for zip only: the archive's length is not known, and it cannot be resumed.",
+    )
     on_missing: OnMissing = Field(
         default=OnMissing.FAIL,
         description="A missing blob refuses the archive, or is left out and listed in MISSING.txt.",
@@ -133,7 +136,7 @@ class PlannedArchive(Wire):
     manifest: Sha256Name
     entries: int = Field(description="Entries of the archive, folders and MISSING.txt included.")
     size: int | None = Field(description="Exact bytes of the archive, null where only the end will tell.")
-    etag: str | None = Field(description="The archive's strong ETag.")
+    etag: str | None = Field(description="The archive's ETag: strong, or weak where its size is null.")
     resumable: bool = Field(description="Whether a Range is answered now.")
     skipped: list[SkippedBlob]
 

@@ -16,8 +16,8 @@ from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET
 from storage_proxy.downloads.manifests import PlannedZip
 from storage_proxy.downloads.sources import Chunk, Pin, Sources
+from storage_proxy.formats.archives import ArchiveBlock
 from storage_proxy.formats.layout import Framing, Section
-from storage_proxy.formats.zip_block import ZipBlock
 
 _COALESCED_BYTES = 64 << 10
 
@@ -81,7 +81,7 @@ async def blob_bytes(
 
 
 class ArchiveBody:
-    """A slice of a planned zip. CRC-32s that the plan does not know are learned on the way to where they are needed.
+    """A slice of a planned archive. CRC-32s that the plan lacks are learned on the way to where they are needed.
 
     ``remembered`` has them by the entries' index when all were learned before; any slice can be streamed then.
     ``learn`` is told what this body learns.
@@ -147,7 +147,7 @@ class ArchiveBody:
         return self._learned[index] if self._remembered is None else self._remembered[index]
 
     async def _content(
-        self, block: ZipBlock, index: int, row: int, start: int, stop: int
+        self, block: ArchiveBlock, index: int, row: int, start: int, stop: int
     ) -> AsyncGenerator[Chunk, None]:
         entry = block.block[row]
         if entry.bucket == OWN_TEXT_BUCKET:

@@ -9,18 +9,13 @@ from functools import partial
 
 from storage_proxy.common.errors import BlobChanged, InvalidRequest
 from storage_proxy.common.names import unsafe_filename_reason
-from storage_proxy.common.tokens import (
-    ArchiveFormat,
-    ArchiveGrant,
-    BlobGrant,
-    Compression,
-    Disposition,
-    OnMissing,
-)
+from storage_proxy.common.tokens import ArchiveGrant, BlobGrant, Compression, Disposition, OnMissing
 from storage_proxy.common.wire import ArchiveSelection, SelectedBlob
 from storage_proxy.downloads.archive_crcs import ArchiveCrcs
 from storage_proxy.downloads.blobs import Blobs
 from storage_proxy.downloads.bodies import ArchiveBody, Body, Progress, blob_bytes
+from storage_proxy.downloads.deflated import DeflatedBody, DeflateThreads, deflated_etag
+from storage_proxy.downloads.manifest import ManifestHead
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache, PlannedZip, in_memory
 from storage_proxy.downloads.planner import ArchivePlanner
 from storage_proxy.downloads.sources import Chunk, Pin, Sources
@@ -38,12 +33,13 @@ Presign = Callable[[str, str], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Representation:
-    """What a GET answers. ``last_modified`` is in epoch seconds, ``size`` in bytes; ``ranges`` says whether a Range
-    can be answered; ``pinned`` whether a change of its blobs is the link's end (410) or a reason to look again.
+    """What a GET answers. ``last_modified`` is in epoch seconds, ``size`` in bytes, None where only the end will tell;
+    ``ranges`` says whether a Range can be answered, which takes a size; ``pinned`` whether a change of its blobs is the
+    link's end (410) or a reason to look again. ``body`` gives bytes from (included) to (excluded; None: the end).
     """
 
     etag: str
-    size: int
+    size: int | None
     last_modified: int
     content_type: str
     content_encoding: str | None
@@ -52,7 +48,7 @@ class Representation:
     entries: int
     ranges: bool
     pinned: bool
-    body: Callable[[int, int], Body]
+    body: Callable[[int, int | None], Body]
     presign: Presign | None = None
 
 
@@ -70,6 +66,7 @@ class Downloads:
         planner: ArchivePlanner,
         cache: PlanCache,
         crcs: ArchiveCrcs,
+        deflate_threads: DeflateThreads,
         *,
         redirecting: frozenset[str] = frozenset(),
     ) -> None:
@@ -79,6 +76,7 @@ class Downloads:
         self._planner = planner
         self._cache = cache
         self._crcs = crcs
+        self._deflate_threads = deflate_threads
         self._redirecting = redirecting
 
     async def blob(self, grant: BlobGrant) -> Representation:
@@ -99,7 +97,9 @@ class Downloads:
             entries=1,
             ranges=True,
             pinned=False,
-            body=lambda start, stop: Body(partial(blob_bytes, self._sources, pin, stat.crc32, start, stop)),
+            body=lambda start, stop: Body(
+                partial(blob_bytes, self._sources, pin, stat.crc32, start, pin.size if stop is None else stop)
+            ),
             presign=self._presign(grant),
         )
 
@@ -111,31 +111,37 @@ class Downloads:
         """
         grant.refuse_limits()
         _check_filename(grant.filename)
-        if grant.format is not ArchiveFormat.ZIP or grant.compression is not Compression.STORE:
-            raise InvalidRequest("This version serves zip archives of stored entries only")
         archive = await self._planned(grant)
         head = archive.head
+        if grant.format is not head.layout.format:
+            raise InvalidRequest(f"The token says {grant.format}, its manifest {head.layout.format}")
         if head.runs and await self._blobs.runs.deleted(head.runs):
             raise BlobChanged("A run was deleted whose blobs are in this archive")
+        if grant.compression is Compression.DEFLATE:
+            return self._deflated(grant, archive)
         remembered = await self._crcs.of(archive) if head.plan.unknown_crcs else None
 
-        def chunks(start: int, stop: int, progress: Progress) -> AsyncGenerator[Chunk, None]:
+        def chunks(start: int, stop: int | None, progress: Progress) -> AsyncGenerator[Chunk, None]:
             learn = partial(self._crcs.note, archive)
-            return ArchiveBody(archive, self._sources, progress, remembered=remembered, learn=learn).chunks(start, stop)
+            body = ArchiveBody(archive, self._sources, progress, remembered=remembered, learn=learn)
+            return body.chunks(start, head.plan.size if stop is None else stop)
 
-        return Representation(
+        return _of_archive(
+            grant,
+            head,
             etag=head.etag,
             size=head.plan.size,
-            last_modified=head.last_modified,
-            content_type="application/zip",
-            content_encoding=None,
-            filename=grant.filename,
-            disposition=Disposition.ATTACHMENT,
-            entries=head.plan.entries,
             ranges=not head.plan.unknown_crcs or remembered is not None,
-            pinned=True,
             body=lambda start, stop: Body(partial(chunks, start, stop)),
         )
+
+    def _deflated(self, grant: ArchiveGrant, archive: PlannedZip) -> Representation:
+        def chunks(progress: Progress) -> AsyncGenerator[Chunk, None]:
+            learn = partial(self._crcs.note, archive)
+            return DeflatedBody(archive, self._sources, progress, self._deflate_threads, learn=learn).chunks()
+
+        etag = deflated_etag(archive.head.etag)
+        return _of_archive(grant, archive.head, etag=etag, size=None, ranges=False, body=lambda *_: Body(chunks))
 
     async def _planned(self, grant: ArchiveGrant) -> PlannedZip:
         if grant.manifest is not None:
@@ -143,6 +149,8 @@ class Downloads:
         selection = ArchiveSelection(
             bucket=grant.bucket,
             entries=[SelectedBlob(key=file.key, name=file.name) for file in grant.files or ()],
+            format=grant.format,
+            compression=grant.compression,
             on_missing=grant.on_missing or OnMissing.FAIL,
         )
         plan = await self._planner.plan(selection, crc32_read_bytes=INLINE_CRC32_BYTES)
@@ -151,7 +159,7 @@ class Downloads:
     def _presign(self, grant: BlobGrant) -> Presign | None:
         store = self._blobs.buckets.get(grant.bucket)
         may = grant.bucket in self._redirecting and grant.disposition is Disposition.ATTACHMENT
-        if not may or not isinstance(store, PresignsDownloads):
+        if not may or grant.limited or not isinstance(store, PresignsDownloads):
             return None
 
         async def presign(content_disposition: str, content_type: str) -> str:
@@ -163,6 +171,30 @@ class Downloads:
             )
 
         return presign
+
+
+def _of_archive(
+    grant: ArchiveGrant,
+    head: ManifestHead,
+    *,
+    etag: str,
+    size: int | None,
+    ranges: bool,
+    body: Callable[[int, int | None], Body],
+) -> Representation:
+    return Representation(
+        etag=etag,
+        size=size,
+        last_modified=head.last_modified,
+        content_type=head.layout.media_type,
+        content_encoding=None,
+        filename=grant.filename,
+        disposition=Disposition.ATTACHMENT,
+        entries=head.plan.entries,
+        ranges=ranges,
+        pinned=True,
+        body=body,
+    )
 
 
 def _check_filename(filename: str) -> None:

@@ -18,14 +18,12 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from storage_proxy.common.errors import StorageError
+from storage_proxy.common.tokens import ArchiveFormat
+from storage_proxy.formats.archives import CURRENT_LAYOUTS, LAYOUTS
 from storage_proxy.formats.entries import MAX_ENCODED_LENGTH, EntryBlock
-from storage_proxy.formats.zip_block import BlockSummary, summarize
-from storage_proxy.formats.zip_plan import ZipPlan
+from storage_proxy.formats.layout import BlockSummary
 
 MAGIC = b"SPM1"
-LAYOUT_VERSION = 1
-"""Part of every ETag: a change of the archive's bytes for the same entries needs another number."""
-
 TEXT_PIECE_BYTES = 256 << 10
 OWN_TEXT_BUCKET = ""
 """The bucket of an entry whose content is the archive's own text."""
@@ -56,11 +54,12 @@ class ManifestHead:
         try:
             head = json.loads(line)
             version, blocks = int(head["version"]), int(head["blocks"])
+            self.layout = LAYOUTS[version]
             self.last_modified = int(head["last_modified"])
             self.runs = tuple(str(run_id) for run_id in head.get("runs", ()))
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError("the head is malformed") from error
-        if not newline or version != LAYOUT_VERSION or len(table) % _ROW.size or blocks > len(table) // _ROW.size:
+        if not newline or len(table) % _ROW.size or blocks > len(table) // _ROW.size:
             raise ValueError("the head is malformed or of another version")
         self.digest = sha256(encoded).hexdigest()
         self.pieces: list[Piece] = []
@@ -76,7 +75,7 @@ class ManifestHead:
                 summaries.append(BlockSummary(entries, unknown_crcs, local_length, central_length))
         self.file_size = offset
         self.blocks = blocks
-        self.plan = ZipPlan(summaries)
+        self.plan = self.layout.plan(summaries)
         self.etag = f'"{etag.hexdigest()[:32]}"'
         self.nbytes = 400 + 250 * len(self.pieces) + 200 * len(self.runs)
 
@@ -99,9 +98,13 @@ class Manifest(NamedTuple):
 
 
 class ManifestBuilder:
-    """Takes the final blocks of an archive in order, then its own text, and makes the manifest of them."""
+    """Takes the final blocks of an archive in order, then its own text, and makes the manifest of them.
 
-    def __init__(self) -> None:
+    The number of its format's layout stands as ``version`` in the head, and is part of the ETag.
+    """
+
+    def __init__(self, archive_format: ArchiveFormat = ArchiveFormat.ZIP) -> None:
+        self._version = CURRENT_LAYOUTS[archive_format]
         self._rows: list[tuple[bytes, int, int]] = []
         self._pieces: list[bytes] = []
         self._last_modified = 0
@@ -110,7 +113,7 @@ class ManifestBuilder:
 
     def add(self, block: EntryBlock) -> None:
         """The next block."""
-        summary = summarize(block, self._local_start)
+        summary = LAYOUTS[self._version].block(block, self._local_start, 0).summary
         self._summaries.append(summary)
         self._local_start += summary.local_length
         self._last_modified = max(self._last_modified, *block.last_modified)
@@ -123,7 +126,7 @@ class ManifestBuilder:
         head: dict[str, Any] = {
             "blocks": len(self._summaries),
             "last_modified": self._last_modified,
-            "version": LAYOUT_VERSION,
+            "version": self._version,
         }
         if runs:
             head["runs"] = sorted(runs)
@@ -140,9 +143,11 @@ class ManifestBuilder:
         self._pieces.append(stored)
 
 
-def build_manifest(blocks: Iterable[EntryBlock], own_text: bytes = b"") -> Manifest:
+def build_manifest(
+    blocks: Iterable[EntryBlock], own_text: bytes = b"", *, archive_format: ArchiveFormat = ArchiveFormat.ZIP
+) -> Manifest:
     """The manifest of ``blocks``."""
-    builder = ManifestBuilder()
+    builder = ManifestBuilder(archive_format)
     for block in blocks:
         builder.add(block)
     return builder.finish(own_text)

@@ -19,13 +19,13 @@ from storage_proxy.downloads.manifest import (
     decode_piece,
     head_length,
 )
+from storage_proxy.formats.archives import ArchiveBlock
 from storage_proxy.formats.entries import EntryBlock
-from storage_proxy.formats.zip_block import ZipBlock
 from storage_proxy.stores.port import BlobStore
 
 _FIRST_READ_BYTES = 64 << 10
 
-PlanCache = BytesBoundedCache[ManifestHead | ZipBlock]
+PlanCache = BytesBoundedCache[ManifestHead | ArchiveBlock]
 FetchPiece = Callable[[int], Awaitable[bytes]]
 
 
@@ -38,16 +38,16 @@ class PlannedZip:
         self._fetch = fetch
         self._cache = cache
 
-    async def block(self, index: int) -> ZipBlock:
+    async def block(self, index: int) -> ArchiveBlock:
         """Block ``index``, compiled. Raises `StorageError` when it is damaged, and as the store does."""
         key = (self.head.digest, index)
         cached = self._cache.get(key)
-        if isinstance(cached, ZipBlock):
+        if cached is not None and not isinstance(cached, ManifestHead):
             return cached
         raw = decode_piece(self.head.pieces[index], await self._fetch(index))
         plan = self.head.plan
         try:
-            block = ZipBlock(EntryBlock.decode(raw), plan.local_start(index), plan.first_entry(index))
+            block = self.head.layout.block(EntryBlock.decode(raw), plan.local_start(index), plan.first_entry(index))
         except ValueError as error:
             raise StorageError(DAMAGED) from error
         self._cache.put(key, block)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from isal.isal_zlib import crc32
 
 from storage_proxy.common.concurrency import map_bounded
-from storage_proxy.common.errors import BlobNotFound, FieldError, InvalidRequest, RunNotFound, SelectionTooLarge
+from storage_proxy.common.errors import BlobNotFound, FieldError, RunNotFound, SelectionTooLarge
 from storage_proxy.common.events import RUNS_PREFIX, run_prefix
 from storage_proxy.common.names import portable, sanitized
 from storage_proxy.common.selection import check_selection
@@ -75,11 +75,12 @@ class ArchivePlanner:
         `UnsafeName`, `SelectionTooLarge`, `BucketNotFound`, `RunNotFound`, `BlobNotFound` (with every missing key),
         `DuplicateName`, as the stores do, and `StateUnavailable` where a run is asked for.
         """
-        _refuse_unsupported(selection)
         if len(selection.entries or ()) > self._limits.max_entries:
             raise _too_large(self._limits.max_entries, "entries")
         await asyncio.to_thread(check_selection, selection)
         limits = self._limits
+        if not _needs_crc32s(selection):
+            limits = replace(limits, crc32_read_bytes=0, crc32_seconds=0.0)
         if crc32_read_bytes is not None:
             limits = replace(limits, crc32_read_bytes=min(crc32_read_bytes, limits.crc32_read_bytes))
         if selection.run_id is not None:
@@ -115,7 +116,7 @@ class _Planning:
         if not wanted and not self._missing:
             raise BlobNotFound("Nothing is selected")
         builder = EntryBlockBuilder()
-        manifest = ManifestBuilder()
+        manifest = ManifestBuilder(self._selection.format)
         budget = CrcBudget(max_bytes=self._limits.crc32_read_bytes, seconds=self._limits.crc32_seconds)
         for block in wanted:
             for row, entry in enumerate(await self._with_crcs(block, budget)):
@@ -263,13 +264,6 @@ def _too_large(limit: int, selector: str) -> SelectionTooLarge:
     return SelectionTooLarge(f"{selector} {reason}", errors=[{"loc": [selector], "msg": reason}])
 
 
-def _refuse_unsupported(selection: ArchiveSelection) -> None:
-    unsupported = {
-        "format": selection.format is not ArchiveFormat.ZIP,
-        "compression": selection.compression is not Compression.STORE,
-    }
-    errors: list[FieldError] = [
-        {"loc": [name], "msg": "is not supported by this version"} for name, asked in unsupported.items() if asked
-    ]
-    if errors:
-        raise InvalidRequest("The selection asks for what this version does not have", errors=errors)
+def _needs_crc32s(selection: ArchiveSelection) -> bool:
+    """Whether a Range will need them: nothing is read or asked for them otherwise, and those known are compared."""
+    return selection.format is ArchiveFormat.ZIP and selection.compression is Compression.STORE

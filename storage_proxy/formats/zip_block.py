@@ -6,13 +6,20 @@ later; so any slice can be laid out before a byte of content has been read.
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
 
 from storage_proxy.formats.entries import MAX_SIZE, EntryBlock
-from storage_proxy.formats.layout import Framing, Segment, SourceRange, check_slice
+from storage_proxy.formats.layout import (
+    FRAMING_BYTES,
+    BlockSummary,
+    Framing,
+    LearnedCrcs,
+    LocalSection,
+    Segment,
+    check_slice,
+)
 from storage_proxy.formats.zip_records import (
     central_directory_header,
     central_directory_header_length,
@@ -21,22 +28,6 @@ from storage_proxy.formats.zip_records import (
     local_file_header,
     local_file_header_length,
 )
-
-LearnedCrcs = Callable[[int], int]
-"""From an entry's index in the archive to the CRC-32 that was learned from its content."""
-
-_FRAMING_BYTES = 64 * 1024  # about as much framing is rendered at once
-
-
-class BlockSummary(NamedTuple):
-    """What a plan must know of a block: how many entries, how many of them without a CRC-32, and the bytes of
-    its local section (headers, contents, descriptors) and of its central directory headers.
-    """
-
-    entries: int
-    unknown_crcs: int
-    local_length: int
-    central_length: int
 
 
 class ZipBlock:
@@ -90,37 +81,12 @@ class ZipBlock:
         ValueError outside of the section.
         """
         check_slice(start, stop, self._local_offsets[-1])
-        return self._local_segments(start, stop, crcs)
+        return self._local.segments(start, stop, lambda begin, end: self._local_framing(begin, end, crcs))
 
     def central_segments(self, start: int, stop: int, crcs: LearnedCrcs) -> Iterator[Segment]:
         """The segments of bytes ``start`` to ``stop`` of the central directory headers; else as above."""
         check_slice(start, stop, self._central_offsets[-1])
         return self._central_segments(start, stop, crcs)
-
-    def _local_segments(self, cursor: int, stop: int, crcs: LearnedCrcs) -> Iterator[Segment]:
-        # Bytes cursor to stop are still to be given; framing is held back until content follows it.
-        offsets, sizes, known = self._local_offsets, self._block.sizes, self._block.crc_known
-        row = bisect_right(offsets, cursor) - 1
-        while cursor < stop:
-            size = sizes[row]
-            if size:
-                content_stop = offsets[row + 1] - (0 if known[row] else data_descriptor_length(size))
-                content_start = content_stop - size
-                if cursor < content_start:
-                    framing_stop = min(content_start, stop)
-                    yield self._local_framing(cursor, framing_stop, crcs)
-                    cursor = framing_stop
-                content_stop = min(content_stop, stop)
-                if cursor < content_stop:
-                    yield SourceRange(
-                        self._first_entry + row, row, cursor - content_start, content_stop - content_start
-                    )
-                    cursor = content_stop
-            row += 1
-            framing_stop = min(offsets[row], stop)
-            if cursor < framing_stop and (framing_stop == stop or framing_stop - cursor >= _FRAMING_BYTES):
-                yield self._local_framing(cursor, framing_stop, crcs)
-                cursor = framing_stop
 
     def _local_framing(self, start: int, stop: int, crcs: LearnedCrcs) -> Framing:
         return Framing(stop - start, partial(self._render_local, start, stop, crcs))
@@ -130,8 +96,8 @@ class ZipBlock:
         block = self._block
         row = bisect_right(self._local_offsets, start) - 1
         rendered = self._local_offsets[row]
-        if block.sizes[row] and start >= self._content_stop(row):
-            rendered = self._content_stop(row)  # begins in a data descriptor
+        if block.sizes[row] and start >= (content_stop := self._local.content_stop(row)):
+            rendered = content_stop  # begins in a data descriptor
         records = []
         cursor = rendered
         while cursor < stop:
@@ -148,7 +114,7 @@ class ZipBlock:
     def _central_segments(self, cursor: int, stop: int, crcs: LearnedCrcs) -> Iterator[Segment]:
         row = bisect_right(self._central_offsets, cursor) - 1
         while cursor < stop:
-            next_row = max(row + 1, bisect_right(self._central_offsets, cursor + _FRAMING_BYTES) - 1)
+            next_row = max(row + 1, bisect_right(self._central_offsets, cursor + FRAMING_BYTES) - 1)
             end = min(self._central_offsets[next_row], stop)
             yield Framing(end - cursor, partial(self._render_central, row, cursor, end, crcs))
             row, cursor = next_row, end
@@ -172,9 +138,12 @@ class ZipBlock:
             row += 1
         return b"".join(records)[start - rendered : stop - rendered]
 
-    def _content_stop(self, row: int) -> int:
-        descriptor_length = 0 if self._block.crc_known[row] else data_descriptor_length(self._block.sizes[row])
-        return self._local_offsets[row + 1] - descriptor_length
+    @property
+    def _local(self) -> LocalSection:
+        return LocalSection(self._local_offsets, self._block.sizes, self._descriptor_length, self._first_entry)
+
+    def _descriptor_length(self, row: int) -> int:
+        return 0 if self._block.crc_known[row] else data_descriptor_length(self._block.sizes[row])
 
 
 def summarize(block: EntryBlock, local_start: int) -> BlockSummary:

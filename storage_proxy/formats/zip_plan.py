@@ -4,12 +4,10 @@ The law: the size is exact and any slice is found by bisection, without looking 
 """
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from storage_proxy.formats.entries import MAX_SIZE
-from storage_proxy.formats.layout import Part, Section, check_slice
-from storage_proxy.formats.zip_block import BlockSummary
+from storage_proxy.formats.layout import BlockSummary, Part, Section, check_slice, section_parts
 from storage_proxy.formats.zip_records import end_records, end_records_length
 
 
@@ -84,17 +82,5 @@ class ZipPlan:
             (Section.CENTRAL, self._central_starts),
             (Section.END, (0, self._end_length)),
         ):
-            yield from _section_parts(section, starts, start - before, stop - before)
+            yield from section_parts(section, starts, start - before, stop - before)
             before += starts[-1]
-
-
-def _section_parts(section: Section, starts: Sequence[int], start: int, stop: int) -> Iterator[Part]:
-    """The parts of a section whose blocks begin at ``starts`` (and ends at the last of them)."""
-    start, stop = max(start, 0), min(stop, starts[-1])
-    if start >= stop:
-        return
-    block = bisect_right(starts, start) - 1
-    while start < stop:
-        end = min(starts[block + 1], stop)
-        yield Part(section, block, start - starts[block], end - starts[block])
-        start, block = end, block + 1

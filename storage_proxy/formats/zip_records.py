@@ -23,8 +23,8 @@ _NEEDS_FOLDER = 20
 _NEEDS_ZIP64 = 45
 
 # 4.4.15, in Unix's form: st_mode in the upper two bytes, MS-DOS attributes in the lowest
-_ATTRIBUTES_FILE = 0o100644 << 16
-_ATTRIBUTES_FOLDER = 0o040755 << 16 | 0x10
+ATTRIBUTES_FILE = 0o100644 << 16
+ATTRIBUTES_FOLDER = 0o040755 << 16 | 0x10
 
 _DOS_TIME_MIN = 315532800  # 1980-01-01T00:00:00Z
 _DOS_TIME_MAX = 4354819198  # 2107-12-31T23:59:58Z
@@ -48,7 +48,7 @@ def local_file_header(name: bytes, size: int, last_modified: int, crc32: int | N
         flags, crc32, size = _FLAG_UTF8 | _FLAG_DATA_DESCRIPTOR, 0, 0
     else:
         flags = _FLAG_UTF8
-    extra = (_zip64_extra(size, size) if zip64 else b"") + _extended_timestamp(last_modified)
+    extra = (_zip64_extra(size, size) if zip64 else b"") + extended_timestamp(last_modified)
     dos_time, dos_date = _dos_time(last_modified)
     return (
         _LOCAL_FILE_HEADER.pack(
@@ -99,7 +99,7 @@ def central_directory_header(
     """4.3.12, with the file name and extra field. ``local_offset``: where the local header begins, in bytes."""
     big, far = size >= _MAX_32, local_offset >= _MAX_32
     numbers = ((size, size) if big else ()) + ((local_offset,) if far else ())
-    extra = (_zip64_extra(*numbers) if numbers else b"") + _extended_timestamp(last_modified)
+    extra = (_zip64_extra(*numbers) if numbers else b"") + extended_timestamp(last_modified)
     dos_time, dos_date = _dos_time(last_modified)
     return (
         _CENTRAL_DIRECTORY_HEADER.pack(
@@ -118,7 +118,7 @@ def central_directory_header(
             0,  # file comment length
             0,  # disk number start
             0,  # internal file attributes
-            _ATTRIBUTES_FOLDER if name.endswith(b"/") else _ATTRIBUTES_FILE,  # external file attributes
+            ATTRIBUTES_FOLDER if name.endswith(b"/") else ATTRIBUTES_FILE,  # external file attributes
             _MAX_32 if far else local_offset,  # relative offset of local header
         )
         + name
@@ -191,7 +191,7 @@ def _zip64_extra(*numbers: int) -> bytes:
     )
 
 
-def _extended_timestamp(last_modified: int) -> bytes:
+def extended_timestamp(last_modified: int) -> bytes:
     """4.6.1 and Info-ZIP's extrafld.txt; with only this time the central form is the local one."""
     if not -0x80000000 <= last_modified <= 0x7FFFFFFF:
         return b""
@@ -207,10 +207,14 @@ def _extended_timestamp_length(last_modified: int) -> int:
     return _EXTENDED_TIMESTAMP.size if -0x80000000 <= last_modified <= 0x7FFFFFFF else 0
 
 
+def dos_moment(last_modified: int) -> tuple[int, int, int, int, int, int]:
+    """Year, month, day, hour, minute, second in UTC, clamped to the years 1980 to 2107."""
+    return time.gmtime(min(max(last_modified, _DOS_TIME_MIN), _DOS_TIME_MAX))[:6]
+
+
 def _dos_time(last_modified: int) -> tuple[int, int]:
-    """4.4.6, in UTC: time and date, even seconds (rounded down), clamped to the years 1980 to 2107."""
-    clamped = min(max(last_modified, _DOS_TIME_MIN), _DOS_TIME_MAX)
-    year, month, day, hour, minute, second, _, _, _ = time.gmtime(clamped)
+    """4.4.6: time and date, even seconds (rounded down)."""
+    year, month, day, hour, minute, second = dos_moment(last_modified)
     return hour << 11 | minute << 5 | second >> 1, (year - 1980) << 9 | month << 5 | day
 
 

@@ -8,12 +8,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from storage_proxy.common.errors import (
     BlobChanged,
     BlobNotFound,
     BucketNotFound,
+    HttpVersionNotSupported,
     InvalidRequest,
     PreconditionFailed,
     RangeNotSatisfiable,
@@ -53,6 +54,7 @@ _ERRORS = (
     RangeNotSatisfiable,
     StorageUnavailable,
     StateUnavailable,
+    HttpVersionNotSupported,
 )
 
 
@@ -91,7 +93,8 @@ class ClientHandlers:
     async def download_archive(self, request: web.Request, claims: ArchiveClaims) -> web.StreamResponse:
         """Download many blobs as one archive.
 
-        Content-Length is exact; `Accept-Ranges: bytes` tells that the download can be resumed.
+        Content-Length is exact; `Accept-Ranges: bytes` tells that the download can be resumed. A deflated archive has
+        no Content-Length: it needs HTTP/1.1, and starts anew when it breaks.
         """
         return await self._answer(request, claims, lambda: self._downloads.archive(claims))
 
@@ -114,6 +117,8 @@ class ClientHandlers:
     async def _respond(
         self, request: web.Request, claims: BlobClaims | ArchiveClaims, what: Representation
     ) -> web.StreamResponse:
+        if what.size is None and request.version < HttpVersion11:  # only the close would end it, as it would end a cut
+            raise HttpVersionNotSupported("The archive's length is not known: this needs HTTP/1.1")
         validators = Validators(what.etag, what.last_modified, what.size, what.ranges)
         outcome = evaluate(request.method, _joined(request), validators, now=time.time())
         headers = _headers(what)
@@ -122,10 +127,12 @@ class ClientHandlers:
         if what.presign is not None and request.method == hdrs.METH_GET:
             location = await what.presign(headers[hdrs.CONTENT_DISPOSITION], what.content_type)
             return web.Response(status=302, headers={**GUARDS, hdrs.LOCATION: location})
-        start, stop = (outcome.start, outcome.stop) if isinstance(outcome, Partial) else (0, what.size)
+        start, stop = 0, what.size
         if isinstance(outcome, Partial):
+            start, stop = outcome.start, outcome.stop
             headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{stop - 1}/{what.size}"
-        headers[hdrs.CONTENT_LENGTH] = str(stop - start)
+        if stop is not None:
+            headers[hdrs.CONTENT_LENGTH] = str(stop - start)
         response = web.StreamResponse(status=206 if isinstance(outcome, Partial) else 200, headers=headers)
         if request.method == hdrs.METH_HEAD:
             await response.prepare(request)

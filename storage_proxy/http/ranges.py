@@ -19,11 +19,14 @@ _STRONG_DATE_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """A strong ``etag`` with its quotes, ``last_modified`` in epoch seconds, ``size`` in bytes."""
+    """``etag`` with its quotes (and ``W/`` where it is weak), ``last_modified`` in epoch seconds.
+
+    ``size`` is in bytes, None where only the end will tell: no range can be answered then, whatever ``ranges`` says.
+    """
 
     etag: str
     last_modified: int
-    size: int
+    size: int | None
     ranges: bool
 
 
@@ -70,7 +73,9 @@ def evaluate(method: str, headers: Mapping[str, str], validators: Validators, *,
     if known:
         return NotModified()
     asked = headers.get("Range")
-    if method != "GET" or asked is None or not validators.ranges or not _same_as_before(headers, validators, now):
+    if method != "GET" or asked is None or not validators.ranges or validators.size is None:
+        return Whole()
+    if not _same_as_before(headers, validators, now):
         return Whole()
     return _range(asked, validators.size)
 
@@ -102,7 +107,7 @@ def _same_as_before(headers: Mapping[str, str], validators: Validators, now: flo
     if condition is None:
         return True
     if condition.lstrip().startswith(('"', "W/")):
-        return condition.strip() == validators.etag
+        return condition.strip() == validators.etag and not validators.etag.startswith("W/")
     is_strong = now - validators.last_modified >= _STRONG_DATE_SECONDS
     return is_strong and _date(condition) == validators.last_modified
 
@@ -112,7 +117,7 @@ def _matches(listed: str, etag: str, *, weak: bool) -> bool:
         return True
     position = 0
     while match := _ETAG.match(listed, position):
-        if match[2] == etag and (weak or not match[1]):
+        if match[2] == etag.removeprefix("W/") and (weak or not (match[1] or etag.startswith("W/"))):
             return True
         position = match.end()
         if position >= len(listed):

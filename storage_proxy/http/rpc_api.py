@@ -12,9 +12,11 @@ from storage_proxy.common.errors import (
 )
 from storage_proxy.common.service.endpoints import endpoint
 from storage_proxy.common.service.operations import Liveness
+from storage_proxy.common.tokens import Compression
 from storage_proxy.common.values import crc32_hex, moment
 from storage_proxy.common.wire import BlobAddress, BlobDescription, PlannedArchive, PlanRequest
 from storage_proxy.downloads.blobs import Blobs
+from storage_proxy.downloads.deflated import deflated_etag
 from storage_proxy.downloads.downloads import DEFAULT_CONTENT_TYPE
 from storage_proxy.downloads.manifests import ManifestStore
 from storage_proxy.downloads.planner import ArchivePlanner
@@ -72,11 +74,12 @@ class RpcHandlers:
         manifest, skipped = await self._planner.plan(body, access=body)
         await self._manifests.write(manifest)
         head = manifest.head
+        deflated = body.compression is Compression.DEFLATE
         return PlannedArchive(
             manifest=head.name,
             entries=head.plan.entries,
-            size=head.plan.size,
-            etag=head.etag,
-            resumable=not head.plan.unknown_crcs,
+            size=None if deflated else head.plan.size,
+            etag=deflated_etag(head.etag) if deflated else head.etag,
+            resumable=not deflated and not head.plan.unknown_crcs,
             skipped=skipped,
         )

@@ -1,7 +1,7 @@
 """The listeners of a serving process, wired."""
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 
 from storage_proxy.common.events import run_key
 from storage_proxy.common.service.endpoints import add_endpoints, endpoints_of
@@ -17,6 +17,7 @@ from storage_proxy.downloads.blob_batches import BlobBatches
 from storage_proxy.downloads.blob_uris import BlobUris
 from storage_proxy.downloads.blobs import Blobs
 from storage_proxy.downloads.cache import BytesBoundedCache
+from storage_proxy.downloads.deflated import DeflateThreads
 from storage_proxy.downloads.downloads import Downloads
 from storage_proxy.downloads.learned_crcs import LearnedCrcs
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache
@@ -77,8 +78,9 @@ async def open_listeners(core: Core, health: Health, stack: AsyncExitStack) -> l
     if settings.client is not None:
         metrics.watch_plan_cache(cache)
         sources = Sources(buckets, HealPolicy(settings.heal.attempts, settings.heal.seconds), metrics)
+        threads = stack.enter_context(closing(DeflateThreads(settings.limits.deflate_threads)))
         downloads = Downloads(
-            blobs, sources, manifests, planner, cache, ArchiveCrcs(learned), redirecting=_redirecting(settings)
+            blobs, sources, manifests, planner, cache, ArchiveCrcs(learned), threads, redirecting=_redirecting(settings)
         )
         slots = DownloadSlots(
             max_downloads=settings.limits.max_concurrent_downloads,

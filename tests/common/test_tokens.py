@@ -244,6 +244,7 @@ def test_a_well_signed_payload_of_another_shape_is_an_invalid_request(change: di
         {"manifest": "sha256:" + "0" * 63},
         {"on_missing": "skip"},
         {"format": "rar"},
+        {"format": "tar", "compression": "deflate"},
     ],
 )
 def test_an_archive_names_its_entries_in_exactly_one_way(change: dict[str, Any]) -> None:

@@ -398,8 +398,6 @@ WRONG_ARCHIVES: dict[str, tuple[object, list[object]]] = {
     "names": ({"prefix": "", "names": "posix"}, ["names"]),
     "run_id": ({"run_id": "../r1"}, ["run_id"]),
     "run_id number": ({"run_id": 7}, ["run_id"]),
-    "tar, not yet": ({"prefix": "", "format": "tar"}, ["format"]),
-    "deflate, not yet": ({"prefix": "", "compression": "deflate"}, ["compression"]),
     "tar with deflate": ({"prefix": "", "format": "tar", "compression": "deflate"}, []),
     "unknown field": ({"prefix": "", "password": "x"}, ["password"]),
 }
@@ -728,8 +726,9 @@ PAYLOADS: dict[str, dict[str, object]] = {
     "files text": archive_claims(files="a"),
     "files without a name": archive_claims(files=[{"key": "a/one.txt"}]),
     "files unknown field": archive_claims(files=[{"key": "a", "name": "a", "size": 1}]),
-    "tar": archive_claims(files=[{"key": "a/one.txt", "name": "one"}], format="tar"),
-    "deflate": archive_claims(files=[{"key": "a/one.txt", "name": "one"}], compression="deflate"),
+    "tar with deflate": archive_claims(
+        files=[{"key": "a/one.txt", "name": "one"}], format="tar", compression="deflate"
+    ),
     "archive filename unsafe": archive_claims(files=[{"key": "a/one.txt", "name": "one"}], filename="../x"),
 }
 

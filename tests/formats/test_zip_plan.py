@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_proxy.formats.entries import MAX_SIZE, Entry, EntryBlock
-from storage_proxy.formats.layout import Framing, Part, Section, Segment, SourceRange
-from storage_proxy.formats.zip_block import BlockSummary, ZipBlock, summarize
+from storage_proxy.formats.layout import BlockSummary, Framing, Part, Section, Segment, SourceRange
+from storage_proxy.formats.zip_block import ZipBlock, summarize
 from storage_proxy.formats.zip_plan import ZipPlan
 from tests.support.zip_archive import ZipArchive, combine_all, summarize_all
 

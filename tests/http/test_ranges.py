@@ -16,9 +16,15 @@ EARLIER, LATER = formatdate(MODIFIED - 1, usegmt=True), formatdate(MODIFIED + 1,
 
 
 def asked(
-    headers: dict[str, str], *, method: str = "GET", size: int = 100, ranges: bool = True, now: float = MODIFIED + 3600
+    headers: dict[str, str],
+    *,
+    method: str = "GET",
+    size: int | None = 100,
+    ranges: bool = True,
+    now: float = MODIFIED + 3600,
+    etag: str = ETAG,
 ) -> Outcome:
-    return evaluate(method, headers, Validators(ETAG, MODIFIED, size, ranges), now=now)
+    return evaluate(method, headers, Validators(etag, MODIFIED, size, ranges), now=now)
 
 
 @pytest.mark.parametrize(
@@ -148,3 +154,20 @@ def test_no_header_is_a_defect_of_ours(headers: dict[str, str], size: int) -> No
         return
     if isinstance(outcome, Partial):
         assert 0 <= outcome.start < outcome.stop <= size
+
+
+def test_a_range_of_what_has_no_size_is_the_whole() -> None:
+    assert asked({"Range": "bytes=0-1"}, size=None) == Whole()
+
+
+def test_a_weak_etag_answers_if_none_match_and_nothing_that_needs_the_same_bytes() -> None:
+    """RFC 9110 sections 13.1.1, 13.1.2 and 13.1.5."""
+    weak = 'W/"v1"'
+    for listed in (weak, '"v1"', '"v0", W/"v1"', "*"):
+        assert asked({"If-None-Match": listed}, etag=weak) == NotModified()
+    assert asked({"If-None-Match": 'W/"v2"'}, etag=weak) == Whole()
+    for listed in (weak, '"v1"'):
+        with pytest.raises(PreconditionFailed):
+            asked({"If-Match": listed}, etag=weak)
+        assert asked({"Range": "bytes=0-1", "If-Range": listed}, etag=weak) == Whole()
+    assert asked({"If-Match": "*"}, etag=weak) == Whole()

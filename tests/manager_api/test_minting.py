@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from storage_proxy.common.tokens import ArchiveClaims, BlobClaims, Hs256Key, TokenVerifier
 
@@ -82,6 +83,34 @@ async def test_a_minted_archive_is_a_link_that_names_the_manifest(caller, proxy)
         "on_duplicate": "rename",
         "names": "portable",
     }
+
+
+@pytest.mark.parametrize(
+    ("asked", "filename"),
+    [
+        ({"format": "tar"}, "archive.tar"),
+        ({"compression": "deflate"}, "archive.zip"),
+        ({"format": "tar", "filename": "set.TAR"}, "set.TAR"),
+        ({"format": "tar", "filename": "set.zip"}, "set.zip"),
+    ],
+)
+async def test_the_format_is_asked_of_the_proxy_and_stands_in_the_token(
+    caller, proxy, asked: dict[str, str], filename: str
+) -> None:
+    if "compression" in asked:
+        planned = {"manifest": "sha256:" + "cd" * 32, "entries": 2, "skipped": []}
+        unknown = {"size": None, "etag": 'W/"e3"', "resumable": False}
+        proxy.script.append(web.json_response({**planned, **unknown}))
+    status, answer, _ = await caller.post(MINT_ARCHIVE, {"prefix": "", **asked})
+    assert status == 201
+    told = asked.get("format", "zip"), asked.get("compression", "store")
+    assert (proxy.asked[0].body["format"], proxy.asked[0].body["compression"]) == told
+    claims = verified(answer["token"])
+    assert isinstance(claims, ArchiveClaims)
+    assert (claims.format, claims.compression, claims.filename) == (*told, filename)
+    assert (answer["format"], answer["filename"]) == (told[0], filename)
+    if "compression" in asked:
+        assert (answer["size"], answer["etag"], answer["resumable"]) == (None, 'W/"e3"', False)
 
 
 async def test_every_link_has_an_id_of_its_own(caller) -> None:
@@ -177,13 +206,10 @@ ARCHIVE_REFUSALS: list[tuple[dict[str, Any], str, list[str | int]]] = [
     ({"prefix": "", "nope": 1}, "invalid-request", ["nope"]),
     ({"prefix": "", "format": "rar"}, "invalid-request", ["format"]),
     ({"prefix": "", "format": "tar", "compression": "deflate"}, "invalid-request", ["compression"]),
-    ({"prefix": "", "format": "tar"}, "invalid-request", ["format"]),
-    ({"prefix": "", "compression": "deflate"}, "invalid-request", ["compression"]),
     ({"run_id": "r/1"}, "invalid-request", ["run_id"]),
     ({"run_id": "r1\n"}, "invalid-request", ["run_id"]),
     ({"run_id": "r1", "prefix": ""}, "invalid-request", []),
     ({"run_id": "r1", "buckets": "media"}, "invalid-request", ["buckets"]),
-    ({"run_id": "r1", "format": "tar"}, "invalid-request", ["format"]),
     ({"prefix": "", "max_downloads": 3}, "invalid-request", ["max_downloads"]),
     ({"prefix": "", "allowed_networks": []}, "invalid-request", ["allowed_networks"]),
     ({"prefix": "", "expires_in": 0}, "invalid-request", ["expires_in"]),

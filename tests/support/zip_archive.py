@@ -12,8 +12,8 @@ from storage_proxy.formats.entries import (
     EntryBlock,
     EntryBlockBuilder,
 )
-from storage_proxy.formats.layout import Framing, Part, Section, Segment
-from storage_proxy.formats.zip_block import BlockSummary, LearnedCrcs, ZipBlock, summarize
+from storage_proxy.formats.layout import BlockSummary, Framing, LearnedCrcs, Part, Section, Segment
+from storage_proxy.formats.zip_block import ZipBlock, summarize
 from storage_proxy.formats.zip_plan import ZipPlan
 
 

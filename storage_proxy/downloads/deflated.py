@@ -1,0 +1,160 @@
+"""The bytes of a zip with deflated entries: compressed while they pass, off the event loop, their length unknown.
+
+The law: an entry is compared with its CRC-32 before its end is given out, and nothing is read, compressed or kept
+ahead of what the client has taken.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, closing
+from functools import partial
+from hashlib import sha256
+from itertools import islice
+from typing import TypeVar
+
+from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError
+from storage_proxy.downloads.bodies import Progress
+from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET
+from storage_proxy.downloads.manifests import PlannedZip
+from storage_proxy.downloads.sources import Chunk, Pin, Sources
+from storage_proxy.formats.deflated_zip import DeflatedEntry, DeflatedZip
+from storage_proxy.formats.entries import Entry
+
+_SLICE_BYTES = 128 << 10
+"""What one download may compress before another has its turn: a few milliseconds of a thread."""
+_COALESCED_BYTES = 64 << 10
+_FOOTER_RECORDS = 500
+
+_Result = TypeVar("_Result")
+
+
+def deflated_etag(etag: str) -> str:
+    """The ETag of an archive's deflated form: weak, because another version of zlib may compress to other bytes.
+
+    So it answers If-None-Match, and never vouches for a part of the whole (RFC 9110 section 8.8.1).
+    """
+    return f'W/"{sha256(f"deflated 1 {etag}".encode()).hexdigest()[:32]}"'
+
+
+class DeflateThreads:
+    """The threads that compress, for all downloads of a process; work comes in turn."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deflate")
+
+    async def run(self, work: Callable[[], _Result]) -> _Result:
+        """``work()`` in a thread. When this ends, by cancellation too, the thread has let go of it."""
+        submitted = self._pool.submit(work)
+        done = asyncio.wrap_future(submitted)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if not submitted.cancel():
+                await _settled(done)
+            raise
+
+    def close(self) -> None:
+        """Give the threads back, after what they are doing."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class DeflatedBody:
+    """A planned zip, deflated. ``learn`` is told the CRC-32s that the plan does not know."""
+
+    def __init__(
+        self,
+        archive: PlannedZip,
+        sources: Sources,
+        progress: Progress,
+        threads: DeflateThreads,
+        *,
+        learn: Callable[[Pin, int], None],
+    ) -> None:
+        self._archive = archive
+        self._sources = sources
+        self._progress = progress
+        self._threads = threads
+        self._learn = learn
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """All of it; small pieces are joined.
+
+        Raises `BlobChanged` for an entry whose version is gone, `StorageError` for one that contradicts its CRC-32,
+        and as `Sources.read`.
+        """
+        pending = bytearray()
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                pending += piece
+                opened = self._progress.has_content and not self._progress.begun
+                if pending and (opened or len(pending) >= _COALESCED_BYTES):
+                    yield bytes(pending)
+                    pending.clear()
+        if pending:
+            yield bytes(pending)
+
+    async def _pieces(self) -> AsyncGenerator[bytes, None]:
+        made = DeflatedZip()
+        for index in range(self._archive.head.blocks):
+            block = (await self._archive.block(index)).block
+            for row in range(len(block)):
+                entry = block[row]
+                with closing(made.entry(entry)) as deflated:
+                    async with aclosing(self._deflated(entry, deflated)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+        records = made.footer()
+        while piece := await self._threads.run(lambda: b"".join(islice(records, _FOOTER_RECORDS))):
+            yield piece
+
+    async def _deflated(self, entry: Entry, deflated: DeflatedEntry) -> AsyncGenerator[bytes, None]:
+        position, end = 0, b""
+        async with aclosing(self._content(entry)) as chunks:
+            async for chunk in chunks:
+                self._progress.has_content = True
+                for start in range(0, len(chunk), _SLICE_BYTES):
+                    part = memoryview(chunk)[start : start + _SLICE_BYTES]
+                    position += len(part)
+                    if position < entry.size:
+                        yield await self._threads.run(partial(deflated.feed, part))
+                    else:
+                        end = await self._threads.run(partial(_last, deflated, part))
+        if not entry.size:
+            end = deflated.finish()
+        if position != entry.size or entry.crc32 not in (None, deflated.crc32):
+            raise StorageError("A blob's content contradicts its CRC-32")
+        if entry.crc32 is None:
+            self._learn(Pin.of(entry), deflated.crc32)
+        yield end
+
+    async def _content(self, entry: Entry) -> AsyncGenerator[Chunk, None]:
+        if entry.bucket == OWN_TEXT_BUCKET:
+            position = 0
+            while position < entry.size:
+                text = await self._archive.own_text(position, entry.size)
+                position += len(text)
+                yield text
+            return
+        read = self._sources.read(Pin.of(entry), 0, entry.size, heal=lambda: self._progress.begun)
+        try:
+            async with aclosing(read):
+                async for chunk in read:
+                    yield chunk
+        except BlobNotFound as error:
+            raise BlobChanged from error
+
+
+def _last(deflated: DeflatedEntry, content: memoryview) -> bytes:
+    return deflated.feed(content) + deflated.finish()
+
+
+async def _settled(done: "asyncio.Future[_Result]") -> None:
+    """Wait until ``done`` is done, whatever else happens meanwhile: a thread is at it for milliseconds."""
+    while not done.done():
+        try:
+            await asyncio.wait([done])
+        except asyncio.CancelledError:
+            continue
+    if not done.cancelled():
+        done.exception()  # seen, so nobody reports it
