@@ -23,6 +23,7 @@ from storage_proxy.downloads.blobs import Blobs
 from storage_proxy.downloads.bodies import ArchiveBody, Body, Progress, blob_bytes
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache, PlannedZip, in_memory
 from storage_proxy.downloads.planner import ArchivePlanner
+from storage_proxy.downloads.prefetch import Prefetch
 from storage_proxy.downloads.sources import Chunk, Pin, Sources
 from storage_proxy.stores.port import PresignsDownloads
 
@@ -66,6 +67,7 @@ class Downloads:
         self,
         blobs: Blobs,
         sources: Sources,
+        prefetch: Prefetch,
         manifests: ManifestStore,
         planner: ArchivePlanner,
         cache: PlanCache,
@@ -75,6 +77,7 @@ class Downloads:
     ) -> None:
         self._blobs = blobs
         self._sources = sources
+        self._prefetch = prefetch
         self._manifests = manifests
         self._planner = planner
         self._cache = cache
@@ -121,7 +124,8 @@ class Downloads:
 
         def chunks(start: int, stop: int, progress: Progress) -> AsyncGenerator[Chunk, None]:
             learn = partial(self._crcs.note, archive)
-            return ArchiveBody(archive, self._sources, progress, remembered=remembered, learn=learn).chunks(start, stop)
+            body = ArchiveBody(archive, self._sources, self._prefetch, progress, remembered=remembered, learn=learn)
+            return body.chunks(start, stop)
 
         return Representation(
             etag=head.etag,
