@@ -79,6 +79,7 @@ async def open_listeners(core: Core, health: Health, stack: AsyncExitStack) -> l
         metrics.watch_plan_cache(cache)
         sources = Sources(buckets, HealPolicy(settings.heal.attempts, settings.heal.seconds), metrics)
         prefetch = Prefetch(core.budget)
+        metrics.watch_prefetch(lambda: core.budget.taken, lambda: prefetch.requests)
         downloads = Downloads(
             blobs,
             sources,
