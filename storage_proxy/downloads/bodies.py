@@ -1,25 +1,28 @@
-"""The bytes of a response: a blob, or a slice of a planned archive, checked while they pass.
+"""The bytes of a response: a blob, or a slice of a planned archive whose next entries are fetched meanwhile.
 
-The law: an entry that is streamed whole is compared with its CRC-32 before its last bytes are given out, so a body
-that ends cleanly is right.
+The law: what can be told before the headers is told, and a body that ends cleanly is right.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from functools import partial
+from typing import NamedTuple, Self
 
-from isal.isal_zlib import crc32
-
-from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError
+from storage_proxy.common.errors import BlobChanged, BlobNotFound
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET
 from storage_proxy.downloads.manifests import PlannedZip
-from storage_proxy.downloads.sources import Chunk, Pin, Sources
-from storage_proxy.formats.archives import ArchiveBlock
-from storage_proxy.formats.layout import Framing, Section
+from storage_proxy.downloads.prefetch import Prefetch, WindowRead
+from storage_proxy.downloads.sources import BlobRead, Chunk, Pin, Sources
+from storage_proxy.formats.entries import Entry
+from storage_proxy.formats.layout import Framing, Section, SourceRange
 
-_COALESCED_BYTES = 64 << 10
+_JOINED_BYTES = 64 << 10
+"""Small pieces are joined to as much: each write costs, and each client holds what is written and not sent."""
+
+_BLOCKS_AHEAD = 2
+"""Blocks of a plan that a download may use at once: the one being sent, and the one that the window looks into."""
 
 _MAX_FRAMING_BYTES = 8 << 20
 
@@ -39,7 +42,7 @@ class Body:
         """``make`` gives the chunks and keeps the progress it is given."""
         self._progress = Progress()
         self._chunks = make(self._progress)
-        self._first: list[Chunk] = []
+        self._first: deque[Chunk] = deque()
 
     async def begin(self) -> None:
         """Open the first blob that the body needs; what fails here can still be told. A later failure has to abort.
@@ -55,12 +58,11 @@ class Body:
             held += len(chunk)
         self._progress.begun = True
 
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        for chunk in self._first:
-            yield chunk
-        self._first.clear()
-        async for chunk in self._chunks:
-            yield chunk
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        return self._first.popleft() if self._first else await anext(self._chunks)
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,12 +74,28 @@ class Body:
 async def blob_bytes(
     sources: Sources, pin: Pin, crc: int | None, start: int, stop: int, progress: Progress
 ) -> AsyncGenerator[Chunk, None]:
-    """Bytes ``start`` to ``stop`` of a blob."""
-    read = sources.read(pin, start, stop, heal=lambda: progress.begun)
-    async with aclosing(_checked(read, pin.size, crc, start)) as chunks:
-        async for chunk in chunks:
+    """Bytes ``start`` to ``stop`` of a blob. Raises as `BlobRead`."""
+    read = sources.read(pin, start, stop, crc=crc, heal=lambda: progress.begun)
+    try:
+        while chunk := await read.read():
             progress.has_content = True
             yield chunk
+    finally:
+        await read.aclose()
+
+
+class _OwnText(NamedTuple):
+    """Bytes ``start`` to ``stop`` of the archive's own text."""
+
+    start: int
+    stop: int
+
+
+class _BlockEnd(NamedTuple):
+    """All of a block has been sent."""
+
+
+_Item = Framing | SourceRange | _OwnText | _BlockEnd
 
 
 class ArchiveBody:
@@ -91,6 +109,7 @@ class ArchiveBody:
         self,
         archive: PlannedZip,
         sources: Sources,
+        prefetch: Prefetch,
         progress: Progress,
         *,
         remembered: Sequence[int] | None = None,
@@ -98,101 +117,127 @@ class ArchiveBody:
     ) -> None:
         self._archive = archive
         self._sources = sources
+        self._prefetch = prefetch
         self._progress = progress
         self._remembered = remembered
         self._learn = learn
         self._learned: dict[int, int] = {}
+        self._blocks = asyncio.Semaphore(_BLOCKS_AHEAD)
 
     async def chunks(self, start: int, stop: int) -> AsyncGenerator[Chunk, None]:
-        """Bytes ``start`` to ``stop``; small pieces are joined.
+        """Bytes ``start`` to ``stop``; small pieces are joined, but what the headers wait for is given out at once.
 
-        Raises `BlobChanged` for an entry whose version is gone, and as `Sources.read`.
+        Raises `BlobChanged` for an entry whose version is gone, and as `BlobRead`.
         """
-        pending = bytearray()
-        async with aclosing(self._pieces(start, stop)) as pieces:
-            async for piece in pieces:
-                if len(pending) + len(piece) <= _COALESCED_BYTES:
-                    pending += piece
-                    continue
-                if pending:
-                    yield bytes(pending)
-                    pending.clear()
-                if len(piece) < _COALESCED_BYTES // 4:
-                    pending += piece
+        joined = _Joined()
+        async with self._prefetch.window(self._items(start, stop)) as window:
+            while (found := await window.next()) is not None:
+                item, read = found
+                if isinstance(item, Framing):
+                    for chunk in joined.add(item.render()):
+                        yield chunk
+                    if item.length >= _JOINED_BYTES // 2:
+                        await asyncio.sleep(0)  # rendering much takes milliseconds: let others have their turn
+                elif isinstance(item, _OwnText):
+                    position = item.start
+                    while position < item.stop:
+                        text = await self._archive.own_text(position, item.stop)
+                        position += len(text)
+                        for chunk in joined.add(text, at_once=self._first_content()):
+                            yield chunk
+                elif read is not None:
+                    while piece := await _content(read):
+                        for chunk in joined.add(piece, at_once=self._first_content()):
+                            yield chunk
                 else:
-                    yield piece
-        if pending:
-            yield bytes(pending)
+                    self._blocks.release()
+        for chunk in joined.flush():
+            yield chunk
 
-    async def _pieces(self, start: int, stop: int) -> AsyncGenerator[Chunk, None]:
+    def _first_content(self) -> bool:
+        self._progress.has_content = True
+        return not self._progress.begun
+
+    async def _items(self, start: int, stop: int) -> AsyncGenerator[tuple[_Item, BlobRead | None], None]:
+        """The segments, each range of a blob with its read. Framing is rendered only at its turn."""
         plan = self._archive.head.plan
+        is_first = True
         for section, index, begin, end in plan.parts(start, stop):
             if section is Section.END:
-                yield plan.end_records()[begin:end]
+                yield Framing(end - begin, partial(_slice, plan.end_records, begin, end)), None
                 continue
+            await self._blocks.acquire()
             block = await self._archive.block(index)
             slice_of = block.local_segments if section is Section.LOCAL else block.central_segments
             for segment in slice_of(begin, end, self._crc):
                 if isinstance(segment, Framing):
-                    yield segment.render()
-                    if segment.length >= _COALESCED_BYTES // 2:
-                        await asyncio.sleep(0)  # rendering much takes milliseconds: let others have their turn
+                    yield segment, None
                     continue
-                async with aclosing(self._content(block, *segment)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
+                entry = block.block[segment.row]
+                if entry.bucket == OWN_TEXT_BUCKET:
+                    yield _OwnText(segment.start, segment.stop), None
+                else:
+                    yield segment, self._read(entry, segment, is_first)
+                is_first = False
+            yield _BlockEnd(), None
 
     def _crc(self, index: int) -> int:
         """The CRC-32 of an entry that the plan has none of, whose content was streamed or is remembered."""
         return self._learned[index] if self._remembered is None else self._remembered[index]
 
-    async def _content(
-        self, block: ArchiveBlock, index: int, row: int, start: int, stop: int
-    ) -> AsyncGenerator[Chunk, None]:
-        entry = block.block[row]
-        if entry.bucket == OWN_TEXT_BUCKET:
-            while start < stop:
-                text = await self._archive.own_text(start, stop)
-                start += len(text)
-                self._progress.has_content = True
-                yield text
-            return
+    def _read(self, entry: Entry, segment: SourceRange, is_first: bool) -> BlobRead:
+        """The read of an entry's bytes. Only what the headers wait for is told at once when it cannot be had."""
         pin, expected = Pin.of(entry), entry.crc32
         if expected is None and self._remembered is not None:
-            expected = self._remembered[index]
+            expected = self._remembered[segment.entry]
 
         def learned(crc: int) -> None:
-            self._learned[index] = crc
+            self._learned[segment.entry] = crc
             if self._learn is not None:
                 self._learn(pin, crc)
 
-        read = self._sources.read(pin, start, stop, heal=lambda: self._progress.begun)
-        try:
-            async with aclosing(_checked(read, entry.size, expected, start, learned)) as chunks:
-                async for chunk in chunks:
-                    self._progress.has_content = True
-                    yield chunk
-        except BlobNotFound as error:
-            raise BlobChanged from error
+        def heal() -> bool:
+            return not is_first or self._progress.begun
+
+        return self._sources.read(pin, segment.start, segment.stop, crc=expected, learned=learned, heal=heal)
 
 
-async def _checked(
-    read: AsyncGenerator[Chunk, None],
-    size: int,
-    expected: int | None,
-    start: int,
-    learned: Callable[[int], None] | None = None,
-) -> AsyncGenerator[Chunk, None]:
-    """The chunks of ``read``; one that is whole is compared with ``expected``, or ``learned`` is told its CRC-32."""
-    position, crc = 0, 0
-    async with aclosing(read):
-        async for chunk in read:
-            if start == 0:
-                crc = crc32(chunk, crc)
-                position += len(chunk)
-                if position == size:
-                    if expected is not None and crc != expected:
-                        raise StorageError("A blob's content contradicts its CRC-32")
-                    if expected is None and learned is not None:
-                        learned(crc)
-            yield chunk
+def _slice(render: Callable[[], bytes], begin: int, end: int) -> bytes:
+    return render()[begin:end]
+
+
+async def _content(read: WindowRead) -> Chunk:
+    try:
+        return await read.read()
+    except BlobNotFound as error:
+        raise BlobChanged from error
+
+
+class _Joined:
+    """Joins small pieces; larger ones pass as they are."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Chunk] = []
+        self._length = 0
+
+    def add(self, piece: Chunk, *, at_once: bool = False) -> Sequence[Chunk]:
+        """What is to be given out now that ``piece`` has come, all that there is where ``at_once``.
+
+        What is kept of a memoryview is a copy.
+        """
+        length = len(piece)
+        if length >= _JOINED_BYTES // 4 and (at_once or self._length + length > _JOINED_BYTES):
+            return (*self.flush(), piece)
+        ready = self.flush() if self._length + length > _JOINED_BYTES else ()
+        self._pieces.append(piece if isinstance(piece, bytes) else bytes(piece))
+        self._length += length
+        return (*ready, *self.flush()) if at_once else ready
+
+    def flush(self) -> Sequence[Chunk]:
+        """What is kept."""
+        if not self._pieces:
+            return ()
+        joined = b"".join(self._pieces)
+        self._pieces.clear()
+        self._length = 0
+        return (joined,)

@@ -1,7 +1,7 @@
 """The bytes of a zip with deflated entries: compressed while they pass, off the event loop, their length unknown.
 
-The law: an entry is compared with its CRC-32 before its end is given out, and nothing is read, compressed or kept
-ahead of what the client has taken.
+The law: an entry is compared with its CRC-32 before its end is given out, and nothing is compressed or kept ahead of
+what the client has taken, nor read but for the download's window.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError
 from storage_proxy.downloads.bodies import Progress
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET
 from storage_proxy.downloads.manifests import PlannedZip
-from storage_proxy.downloads.sources import Chunk, Pin, Sources
+from storage_proxy.downloads.prefetch import Prefetch, WindowRead
+from storage_proxy.downloads.sources import BlobRead, Chunk, Pin, Sources
 from storage_proxy.formats.deflated_zip import DeflatedEntry, DeflatedZip
 from storage_proxy.formats.entries import Entry
 
@@ -66,6 +67,7 @@ class DeflatedBody:
         self,
         archive: PlannedZip,
         sources: Sources,
+        prefetch: Prefetch,
         progress: Progress,
         threads: DeflateThreads,
         *,
@@ -73,6 +75,7 @@ class DeflatedBody:
     ) -> None:
         self._archive = archive
         self._sources = sources
+        self._prefetch = prefetch
         self._progress = progress
         self._threads = threads
         self._learn = learn
@@ -81,7 +84,7 @@ class DeflatedBody:
         """All of it; small pieces are joined.
 
         Raises `BlobChanged` for an entry whose version is gone, `StorageError` for one that contradicts its CRC-32,
-        and as `Sources.read`.
+        and as `BlobRead`.
         """
         pending = bytearray()
         async with aclosing(self._pieces()) as pieces:
@@ -96,21 +99,40 @@ class DeflatedBody:
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         made = DeflatedZip()
-        for index in range(self._archive.head.blocks):
-            block = (await self._archive.block(index)).block
-            for row in range(len(block)):
-                entry = block[row]
+        async with self._prefetch.window(self._entries()) as window:
+            while (found := await window.next()) is not None:
+                entry, read = found
                 with closing(made.entry(entry)) as deflated:
-                    async with aclosing(self._deflated(entry, deflated)) as pieces:
+                    content = self._own_text(entry) if read is None else _content_of(read)
+                    async with aclosing(self._deflated(entry, deflated, content)) as pieces:
                         async for piece in pieces:
                             yield piece
         records = made.footer()
         while piece := await self._threads.run(lambda: b"".join(islice(records, _FOOTER_RECORDS))):
             yield piece
 
-    async def _deflated(self, entry: Entry, deflated: DeflatedEntry) -> AsyncGenerator[bytes, None]:
+    async def _entries(self) -> AsyncGenerator[tuple[Entry, BlobRead | None], None]:
+        """The entries, each with the read of its blob; what is the archive's own has none."""
+        is_first = True
+        for index in range(self._archive.head.blocks):
+            block = (await self._archive.block(index)).block
+            for row in range(len(block)):
+                entry = block[row]
+                if entry.bucket == OWN_TEXT_BUCKET or not entry.size:
+                    yield entry, None
+                    continue
+                yield entry, self._sources.read(Pin.of(entry), 0, entry.size, heal=self._heals(is_first))
+                is_first = False
+
+    def _heals(self, is_first: bool) -> Callable[[], bool]:
+        """Only what the headers wait for is told at once when it cannot be had."""
+        return lambda: not is_first or self._progress.begun
+
+    async def _deflated(
+        self, entry: Entry, deflated: DeflatedEntry, content: AsyncGenerator[Chunk, None]
+    ) -> AsyncGenerator[bytes, None]:
         position, end = 0, b""
-        async with aclosing(self._content(entry)) as chunks:
+        async with aclosing(content) as chunks:
             async for chunk in chunks:
                 self._progress.has_content = True
                 for start in range(0, len(chunk), _SLICE_BYTES):
@@ -128,21 +150,20 @@ class DeflatedBody:
             self._learn(Pin.of(entry), deflated.crc32)
         yield end
 
-    async def _content(self, entry: Entry) -> AsyncGenerator[Chunk, None]:
-        if entry.bucket == OWN_TEXT_BUCKET:
-            position = 0
-            while position < entry.size:
-                text = await self._archive.own_text(position, entry.size)
-                position += len(text)
-                yield text
-            return
-        read = self._sources.read(Pin.of(entry), 0, entry.size, heal=lambda: self._progress.begun)
-        try:
-            async with aclosing(read):
-                async for chunk in read:
-                    yield chunk
-        except BlobNotFound as error:
-            raise BlobChanged from error
+    async def _own_text(self, entry: Entry) -> AsyncGenerator[Chunk, None]:
+        position = 0
+        while position < entry.size:
+            text = await self._archive.own_text(position, entry.size)
+            position += len(text)
+            yield text
+
+
+async def _content_of(read: WindowRead) -> AsyncGenerator[Chunk, None]:
+    try:
+        while chunk := await read.read():
+            yield chunk
+    except BlobNotFound as error:
+        raise BlobChanged from error
 
 
 def _last(deflated: DeflatedEntry, content: memoryview) -> bytes:

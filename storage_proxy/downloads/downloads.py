@@ -18,6 +18,7 @@ from storage_proxy.downloads.deflated import DeflatedBody, DeflateThreads, defla
 from storage_proxy.downloads.manifest import ManifestHead
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache, PlannedZip, in_memory
 from storage_proxy.downloads.planner import ArchivePlanner
+from storage_proxy.downloads.prefetch import Prefetch
 from storage_proxy.downloads.sources import Chunk, Pin, Sources
 from storage_proxy.stores.port import PresignsDownloads
 
@@ -62,6 +63,7 @@ class Downloads:
         self,
         blobs: Blobs,
         sources: Sources,
+        prefetch: Prefetch,
         manifests: ManifestStore,
         planner: ArchivePlanner,
         cache: PlanCache,
@@ -72,6 +74,7 @@ class Downloads:
     ) -> None:
         self._blobs = blobs
         self._sources = sources
+        self._prefetch = prefetch
         self._manifests = manifests
         self._planner = planner
         self._cache = cache
@@ -123,7 +126,7 @@ class Downloads:
 
         def chunks(start: int, stop: int | None, progress: Progress) -> AsyncGenerator[Chunk, None]:
             learn = partial(self._crcs.note, archive)
-            body = ArchiveBody(archive, self._sources, progress, remembered=remembered, learn=learn)
+            body = ArchiveBody(archive, self._sources, self._prefetch, progress, remembered=remembered, learn=learn)
             return body.chunks(start, head.plan.size if stop is None else stop)
 
         return _of_archive(
@@ -138,7 +141,8 @@ class Downloads:
     def _deflated(self, grant: ArchiveGrant, archive: PlannedZip) -> Representation:
         def chunks(progress: Progress) -> AsyncGenerator[Chunk, None]:
             learn = partial(self._crcs.note, archive)
-            return DeflatedBody(archive, self._sources, progress, self._deflate_threads, learn=learn).chunks()
+            body = DeflatedBody(archive, self._sources, self._prefetch, progress, self._deflate_threads, learn=learn)
+            return body.chunks()
 
         etag = deflated_etag(archive.head.etag)
         return _of_archive(grant, archive.head, etag=etag, size=None, ranges=False, body=lambda *_: Body(chunks))

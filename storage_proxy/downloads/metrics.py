@@ -1,5 +1,6 @@
 """What the read path counts."""
 
+from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -42,6 +43,15 @@ class DownloadMetrics:
             "storage_proxy_batch_parts", "Parts of blob batches, by how they ended", ["outcome"], registry=registry
         )
         self._registry = registry
+
+    def watch_prefetch(self, taken_bytes: Callable[[], int], requests: Callable[[], int]) -> None:
+        """Show what is on its way in the process, and how much is asked for ahead of its turn."""
+        figures = {
+            "buffer_bytes": ("Bytes held by buffers and prefetched blobs", taken_bytes),
+            "prefetch_requests": ("Reads of buckets under way ahead of their turn", requests),
+        }
+        for name, (text, figure) in figures.items():
+            Gauge(f"storage_proxy_{name}", text, registry=self._registry).set_function(figure)
 
     def watch_plan_cache(self, cache: BytesBoundedCache[Any]) -> None:
         """Show the cache's figures."""

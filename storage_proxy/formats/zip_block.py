@@ -146,14 +146,6 @@ class ZipBlock:
         return 0 if self._block.crc_known[row] else data_descriptor_length(self._block.sizes[row])
 
 
-def summarize(block: EntryBlock, local_start: int) -> BlockSummary:
-    """The block's summary when its local section begins ``local_start`` bytes into the archive.
-
-    The central length depends on it: an offset of 4 GiB and more needs zip64. Raises as `ZipBlock`.
-    """
-    return ZipBlock(block, local_start, first_entry=0).summary
-
-
 def _local_lengths(block: EntryBlock) -> Iterator[int]:
     columns = zip(block.name_lengths(), block.sizes, block.last_modified, block.crc_known, strict=True)
     for name_length, size, last_modified, crc_known in columns:

@@ -42,6 +42,8 @@ from storage_proxy.http.transfers import Download, Transfers
 
 MAX_BATCH_BODY_BYTES = MAX_BATCH_URIS * (MAX_URI_LENGTH + 8) + 1024
 _OPERATION = "batch"
+_JOINED_BYTES = 64 << 10
+"""A blob of this size or less is written with the head of its part."""
 _log = logging.getLogger(__name__)
 
 
@@ -136,7 +138,7 @@ class BatchHandlers:
 
 
 async def _part_chunks(answer: _Answer, part: BatchPart) -> AsyncGenerator[Chunk, None]:
-    content = part.content
+    content = b""
     headers: dict[str, str] = {}
     if part.problem is not None:
         problem = problem_of(part.problem, answer.request_id)
@@ -157,8 +159,13 @@ async def _part_chunks(answer: _Answer, part: BatchPart) -> AsyncGenerator[Chunk
             headers[hdrs.CONTENT_ENCODING] = part.stat.content_encoding
     head = part_head(answer.boundary, headers, first=part.index == 0)
     if part.body is None:
-        yield head + (content or b"")
+        yield head + content
         return
-    yield head
-    async for chunk in part.body:
-        yield chunk
+    if part.body.length > _JOINED_BYTES:
+        yield head
+        head = b""
+    while chunk := await part.body.read():
+        yield head + chunk if head else chunk
+        head = b""
+    if head:
+        yield head

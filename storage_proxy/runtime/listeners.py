@@ -23,6 +23,7 @@ from storage_proxy.downloads.learned_crcs import LearnedCrcs
 from storage_proxy.downloads.manifests import ManifestStore, PlanCache
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.planner import ArchivePlanner, PlanLimits
+from storage_proxy.downloads.prefetch import Prefetch
 from storage_proxy.downloads.run_blobs import RunBlobs
 from storage_proxy.downloads.slots import DownloadSlots
 from storage_proxy.downloads.sources import HealPolicy, Sources
@@ -78,9 +79,19 @@ async def open_listeners(core: Core, health: Health, stack: AsyncExitStack) -> l
     if settings.client is not None:
         metrics.watch_plan_cache(cache)
         sources = Sources(buckets, HealPolicy(settings.heal.attempts, settings.heal.seconds), metrics)
+        prefetch = Prefetch(core.budget)
+        metrics.watch_prefetch(lambda: core.budget.taken, lambda: prefetch.requests)
         threads = stack.enter_context(closing(DeflateThreads(settings.limits.deflate_threads)))
         downloads = Downloads(
-            blobs, sources, manifests, planner, cache, ArchiveCrcs(learned), threads, redirecting=_redirecting(settings)
+            blobs,
+            sources,
+            prefetch,
+            manifests,
+            planner,
+            cache,
+            ArchiveCrcs(learned),
+            threads,
+            redirecting=_redirecting(settings),
         )
         slots = DownloadSlots(
             max_downloads=settings.limits.max_concurrent_downloads,
@@ -88,7 +99,7 @@ async def open_listeners(core: Core, health: Health, stack: AsyncExitStack) -> l
         )
         stall_seconds = settings.client.stall_seconds
         transfers = Transfers(metrics, stall_seconds=stall_seconds)
-        batches = BlobBatches(uris, blobs.runs, buckets, sources)
+        batches = BlobBatches(uris, blobs.runs, buckets, sources, prefetch)
         listeners.append(
             _client_listener(
                 settings,

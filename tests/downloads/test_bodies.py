@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.common.errors import BlobChanged, ServiceError, StorageError, StorageTimeout, StorageUnavailable
 from storage_proxy.downloads.bodies import ArchiveBody, Body, Progress, blob_bytes
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, build_manifest
 from storage_proxy.downloads.manifests import PlannedZip, in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
+from storage_proxy.downloads.prefetch import Prefetch
 from storage_proxy.downloads.sources import Chunk, HealPolicy, Pin, Sources
 from storage_proxy.formats.entries import Entry, EntryBlockBuilder
 from storage_proxy.stores.buckets import Buckets
@@ -27,6 +29,10 @@ QUICK = HealPolicy(attempts=3, seconds=5, first_delay=0.0, max_delay=0.0)
 
 def sources(store: ScriptedStore, policy: HealPolicy = QUICK) -> Sources:
     return Sources(Buckets({"default": store}), policy, DownloadMetrics(CollectorRegistry()))
+
+
+def prefetch(total: int = 1 << 20) -> Prefetch:
+    return Prefetch(ByteBudget(total))
 
 
 def planned(entries: Sequence[Entry], text: bytes = b"", per_block: int = 3) -> PlannedZip:
@@ -66,7 +72,7 @@ async def collect(body: Body) -> bytes:
 
 
 def archive_body(archive: PlannedZip, store: ScriptedStore, start: int, stop: int) -> Body:
-    return Body(lambda body: ArchiveBody(archive, sources(store), body).chunks(start, stop))
+    return Body(lambda body: ArchiveBody(archive, sources(store), prefetch(), body).chunks(start, stop))
 
 
 contents = st.lists(st.binary(max_size=60), min_size=1, max_size=8)
@@ -111,7 +117,9 @@ async def test_any_slice_of_an_archive_whose_crcs_were_learned_is_that_slice_of_
     learned: dict[str, int] = {}
 
     def learning(progress: Progress) -> AsyncGenerator[Chunk, None]:
-        body = ArchiveBody(archive, sources(store), progress, learn=lambda pin, crc: learned.update({pin.key: crc}))
+        body = ArchiveBody(
+            archive, sources(store), prefetch(), progress, learn=lambda pin, crc: learned.update({pin.key: crc})
+        )
         return body.chunks(0, archive.head.plan.size)
 
     whole = await collect(Body(learning))
@@ -123,7 +131,7 @@ async def test_any_slice_of_an_archive_whose_crcs_were_learned_is_that_slice_of_
     remembered = [learned.get(f"k{index}", 0) for index in range(len(files))]
 
     def remembering(progress: Progress) -> AsyncGenerator[Chunk, None]:
-        return ArchiveBody(archive, sources(store), progress, remembered=remembered).chunks(start, stop)
+        return ArchiveBody(archive, sources(store), prefetch(), progress, remembered=remembered).chunks(start, stop)
 
     assert await collect(Body(remembering)) == whole[start:stop]
 

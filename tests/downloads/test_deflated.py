@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.common.errors import BlobChanged, StorageError, StorageUnavailable
 from storage_proxy.downloads.bodies import Body
 from storage_proxy.downloads.cache import BytesBoundedCache
@@ -19,6 +20,7 @@ from storage_proxy.downloads.deflated import DeflatedBody, DeflateThreads, defla
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, build_manifest
 from storage_proxy.downloads.manifests import PlannedZip, in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
+from storage_proxy.downloads.prefetch import Prefetch
 from storage_proxy.downloads.sources import HealPolicy, Pin, Sources
 from storage_proxy.formats.entries import Entry, EntryBlockBuilder
 from storage_proxy.stores.buckets import Buckets
@@ -60,7 +62,8 @@ def body_of(
     archive: PlannedZip, store: ScriptedStore, threads: DeflateThreads, learn: Learn = lambda pin, crc: None
 ) -> Body:
     sources = Sources(Buckets({"default": store}), QUICK, DownloadMetrics(CollectorRegistry()))
-    return Body(lambda progress: DeflatedBody(archive, sources, progress, threads, learn=learn).chunks())
+    prefetch = Prefetch(ByteBudget(1 << 20))
+    return Body(lambda progress: DeflatedBody(archive, sources, prefetch, progress, threads, learn=learn).chunks())
 
 
 async def collect(body: Body, received: bytearray) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.common.errors import StorageError, StorageUnavailable
 from storage_proxy.common.tokens import ArchiveFormat
 from storage_proxy.downloads.bodies import ArchiveBody, Body
@@ -18,6 +19,7 @@ from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import build_manifest, decode_head
 from storage_proxy.downloads.manifests import PlannedZip, in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
+from storage_proxy.downloads.prefetch import Prefetch
 from storage_proxy.downloads.sources import HealPolicy, Pin, Sources
 from storage_proxy.formats.entries import Entry, EntryBlock, EntryBlockBuilder
 from storage_proxy.stores.buckets import Buckets
@@ -55,7 +57,8 @@ async def received(
 ) -> bytes:
     sources = Sources(Buckets({"default": store}), QUICK, DownloadMetrics(CollectorRegistry()))
     into = bytearray() if into is None else into
-    body = Body(lambda progress: ArchiveBody(archive, sources, progress, learn=learn).chunks(start, stop))
+    prefetch = Prefetch(ByteBudget(1 << 20))
+    body = Body(lambda progress: ArchiveBody(archive, sources, prefetch, progress, learn=learn).chunks(start, stop))
     async with body:
         await body.begin()
         async for chunk in body:

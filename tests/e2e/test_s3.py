@@ -16,7 +16,8 @@ from tests.support.programs import Service, get_json, run, service
 from tests.support.s3 import PrivateS3, S3Bucket
 
 MIB = 1 << 20
-CONTENTS = {f"set/{index:02}.bin": random.Random(index).randbytes(3 * MIB) for index in range(6)}
+# More than what a proxy fetches ahead and kernels hold on both sides: a server that is killed is still needed.
+CONTENTS = {f"set/{index:02}.bin": random.Random(index).randbytes(8 * MIB) for index in range(6)}
 MORE = "[heal]\nattempts = 40\nseconds = 20"
 
 
@@ -113,7 +114,7 @@ async def test_a_server_killed_mid_archive_and_back_in_time_is_not_noticed(
     async with service(tmp_path / "programs", buckets, more=MORE) as running:
         minted = await running.mint("archive", {"bucket": "media", "prefix": "set/"})
         path = tmp_path / "a.zip"
-        curl = asyncio.create_task(run("curl", "-sSf", "--limit-rate", "9M", "-o", str(path), minted["url"]))
+        curl = asyncio.create_task(run("curl", "-sSf", "--limit-rate", "24M", "-o", str(path), minted["url"]))
         await until(lambda: path.exists() and path.stat().st_size > MIB)
         await private_s3.kill()
         assert not curl.done()
@@ -136,7 +137,7 @@ async def test_a_server_that_stays_away_ends_in_an_error_that_curl_sees(
     async with service(tmp_path / "programs", buckets, more="[heal]\nattempts = 2") as running:
         minted = await running.mint("archive", {"bucket": "media", "prefix": "set/"})
         path = tmp_path / "a.zip"
-        curl = asyncio.create_task(run("curl", "-sSf", version, "--limit-rate", "9M", "-o", str(path), minted["url"]))
+        curl = asyncio.create_task(run("curl", "-sSf", version, "--limit-rate", "24M", "-o", str(path), minted["url"]))
         await until(lambda: path.exists() and path.stat().st_size > MIB)
         await private_s3.kill()
         code, printed = await curl

@@ -16,7 +16,7 @@ from storage_proxy.formats.entries import MAX_SIZE, Entry, EntryBlock
 from storage_proxy.formats.layout import BlockSummary, Framing, Part, Section, Segment, SourceRange
 from storage_proxy.formats.tar_block import TarBlock
 from storage_proxy.formats.tar_plan import TarPlan
-from tests.support.archives import LaidOut
+from tests.support.archives import LaidOut, laid_out
 
 NOW = 1_700_000_001
 NAMES = st.one_of(st.text(st.sampled_from("ab/é😀"), min_size=1, max_size=8), st.integers(90, 130).map("n".__mul__))
@@ -39,7 +39,7 @@ class Sample:
         return cls(entries, [content for _, content in rows])
 
     def archive(self, max_entries: int = 1024) -> LaidOut:
-        return LaidOut.of(ArchiveFormat.TAR, self.entries, max_entries=max_entries)
+        return laid_out(ArchiveFormat.TAR, self.entries, max_entries=max_entries)
 
     def render(self, segments: Sequence[Segment]) -> bytes:
         return b"".join(
@@ -130,7 +130,7 @@ def test_the_archive_ends_in_two_blocks_of_zeros_and_no_more() -> None:
     archive = Sample.of(("a", b"x" * 512)).archive()
     assert archive.plan.size == 512 + 512 + 1024
     assert Sample.of(("a", b"x" * 512)).cut(archive, 1024, 2048) == bytes(1024)
-    assert LaidOut.of(ArchiveFormat.TAR, []).plan.size == 1024
+    assert laid_out(ArchiveFormat.TAR, []).plan.size == 1024
 
 
 def test_framing_between_contents_is_one_segment() -> None:
@@ -164,7 +164,7 @@ def test_a_slice_outside_of_the_archive_is_refused_at_once(start: int, stop: int
 def test_sizes_beyond_63_bits_are_refused() -> None:
     half = Entry("a", "b", "k", MAX_SIZE // 2, "", NOW, 1)
     with pytest.raises(ValueError, match="largest"):
-        LaidOut.of(ArchiveFormat.TAR, [half, half, half])
+        laid_out(ArchiveFormat.TAR, [half, half, half])
     with pytest.raises(ValueError, match="largest"):
         TarPlan([BlockSummary(1, 0, MAX_SIZE // 2, 0)] * 3)
     for junk in (
@@ -196,7 +196,7 @@ class RecordedBlocks(Sequence[EntryBlock]):
 def test_a_slice_of_a_million_entries_touches_only_its_own_blocks() -> None:
     layout = LAYOUTS[CURRENT_LAYOUTS[ArchiveFormat.TAR]]
     entries = (Entry(f"{row:040}", "media", f"{row:060}", 10_240, '"e"', NOW, row) for row in range(1000))
-    (block,) = LaidOut.of(ArchiveFormat.TAR, entries, max_entries=1000).blocks
+    (block,) = laid_out(ArchiveFormat.TAR, entries, max_entries=1000).blocks
     summary = layout.block(block, 0, 0).summary
     blocks = RecordedBlocks(block, 1000)
     archive = LaidOut(layout, blocks, TarPlan([summary] * 1000))

@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 
 from storage_proxy.formats.entries import MAX_SIZE, Entry, EntryBlock
 from storage_proxy.formats.layout import BlockSummary, Framing, Part, Section, Segment, SourceRange
-from storage_proxy.formats.zip_block import ZipBlock, summarize
+from storage_proxy.formats.zip_block import ZipBlock
 from storage_proxy.formats.zip_plan import ZipPlan
 from tests.support.zip_archive import ZipArchive, combine_all, summarize_all
 
 LIMIT = 0xFFFFFFFF
 NOW = 1_700_000_001
 NAMES = st.text(st.sampled_from("ab/é😀"), min_size=1, max_size=8)
+
+
+def summarize(block: EntryBlock, local_start: int) -> BlockSummary:
+    return ZipBlock(block, local_start, first_entry=0).summary
 
 
 def not_asked(entry: int) -> int:

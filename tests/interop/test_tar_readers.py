@@ -10,7 +10,7 @@ import pytest
 from storage_proxy.common.tokens import ArchiveFormat
 from storage_proxy.formats.entries import Entry
 from storage_proxy.formats.layout import Framing
-from tests.support.archives import LaidOut
+from tests.support.archives import laid_out
 from tests.support.tar_readers import LIST, READ
 from tests.support.zip_readers import digests, program
 
@@ -39,7 +39,7 @@ def reader(request: pytest.FixtureRequest) -> str:
 
 def write(path: Path, entries: Sequence[Entry], contents: Sequence[bytes]) -> Path:
     """The archive as a file; an entry without content here is a hole, which reads as zeros."""
-    archive = LaidOut.of(ArchiveFormat.TAR, entries, max_entries=3)
+    archive = laid_out(ArchiveFormat.TAR, entries, max_entries=3)
     with path.open("wb") as file:
         for segment in archive.segments(0, archive.plan.size, lambda entry: 0):
             if isinstance(segment, Framing):

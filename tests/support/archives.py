@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Self
 
 from storage_proxy.common.tokens import ArchiveFormat
 from storage_proxy.formats.archives import CURRENT_LAYOUTS, LAYOUTS, ArchivePlan, Layout
@@ -17,22 +16,6 @@ class LaidOut:
         self.layout = layout
         self.blocks = blocks
         self.plan = plan
-
-    @classmethod
-    def of(
-        cls,
-        archive_format: ArchiveFormat,
-        entries: Iterable[Entry],
-        *,
-        max_entries: int = MAX_BLOCK_ENTRIES,
-        max_bytes: int = MAX_BLOCK_BYTES,
-    ) -> Self:
-        """Raises ValueError for an entry that no block takes; the limits are `EntryBlockBuilder`'s."""
-        layout = LAYOUTS[CURRENT_LAYOUTS[archive_format]]
-        builder = EntryBlockBuilder(max_entries=max_entries, max_bytes=max_bytes)
-        complete = [*map(builder.add, entries), builder.finish()]
-        blocks = [block for block in complete if block is not None]
-        return cls(layout, blocks, layout.plan(summaries_of(layout, blocks)))
 
     def segments(self, start: int, stop: int, crcs: LearnedCrcs) -> Iterator[Segment]:
         """The segments of bytes ``start`` to ``stop`` of the archive. Raises as its plan's parts."""
@@ -49,6 +32,23 @@ class LaidOut:
 
     def _render_end(self, start: int, stop: int) -> bytes:
         return self.plan.end_records()[start:stop]
+
+
+def laid_out(
+    archive_format: ArchiveFormat, entries: Iterable[Entry], *, max_entries: int = MAX_BLOCK_ENTRIES
+) -> LaidOut:
+    """The archive of ``entries``. Raises as `blocks_of`."""
+    layout = LAYOUTS[CURRENT_LAYOUTS[archive_format]]
+    blocks = blocks_of(entries, max_entries=max_entries)
+    return LaidOut(layout, blocks, layout.plan(summaries_of(layout, blocks)))
+
+
+def blocks_of(
+    entries: Iterable[Entry], *, max_entries: int = MAX_BLOCK_ENTRIES, max_bytes: int = MAX_BLOCK_BYTES
+) -> list[EntryBlock]:
+    """Raises ValueError for an entry that no block takes; the limits are `EntryBlockBuilder`'s."""
+    builder = EntryBlockBuilder(max_entries=max_entries, max_bytes=max_bytes)
+    return [block for block in [*map(builder.add, entries), builder.finish()] if block is not None]
 
 
 def summaries_of(layout: Layout, blocks: Iterable[EntryBlock]) -> Iterator[BlockSummary]:

@@ -65,6 +65,9 @@ class FaultyProxy:
         self.requests: list[Request] = []
         self.open_connections = 0
         self.connections = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
+        """Of requests that came and were not answered yet, as many as there ever were at once."""
 
     @property
     def endpoint(self) -> str:
@@ -139,16 +142,31 @@ class FaultyProxy:
         async with self._changed:
             self.requests.append(request)
             self._changed.notify_all()
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            return await self._answer(head + body, request, fault, reader, writer)
+        finally:
+            self.in_flight -= 1
+
+    async def _answer(
+        self,
+        message: bytes,
+        request: Request,
+        fault: Fault,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
         if fault.latency:
             await asyncio.sleep(fault.latency)
         if fault.refuse:
             return False
-        canned = fault.answer if fault.status is None else _s3_error(method, fault.status, fault.code)
+        canned = fault.answer if fault.status is None else _s3_error(request.method, fault.status, fault.code)
         if canned is not None:
             writer.write(canned)
             await writer.drain()
             return b"connection: close" not in canned.lower()
-        return await self._forward(head + body, request, fault, reader, writer)
+        return await self._forward(message, request, fault, reader, writer)
 
     async def _forward(
         self,

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.programs import ROOT
+from tools.soak.cancellations import cancellations
 from tools.soak.disconnects import clients_that_disconnect
 from tools.soak.evidence import document
 from tools.soak.faults import Fault, on_own_services
@@ -59,6 +60,7 @@ CASES: Mapping[str, Case] = {
     "any-request": any_request,
     "disconnects": clients_that_disconnect,
     "slow-clients": slow_clients,
+    "cancellations": cancellations,
     **{name: on_own_services(fault) for name, fault in FAULTS.items()},
 }
 
