@@ -65,7 +65,7 @@ class MintArchive(MintOptions, ArchiveSelection):
 
     def selection(self) -> ArchiveSelection:
         """What the proxy is asked to plan."""
-        return ArchiveSelection(**{name: getattr(self, name) for name in ArchiveSelection.model_fields})
+        return ArchiveSelection.model_construct(**{name: getattr(self, name) for name in ArchiveSelection.model_fields})
 
 
 class MintedLink(Wire):

@@ -5,13 +5,14 @@ that is prepared again keeps its id and gets a new URL, one that is completed ag
 that is deleted again stays deleted.
 """
 
+import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from manager_api.rpc_transport import Call, RpcTransport
 from storage_proxy.common.errors import NotFound, StorageUnavailable
@@ -28,6 +29,7 @@ from storage_proxy.common.wire import (
     RunBlobsPage,
     RunBlobsQuery,
     RunDescription,
+    SelectedBlob,
     UploadOrder,
 )
 
@@ -36,6 +38,8 @@ _ARCHIVES = "/rpc/v1/archives"
 _UPLOADS = "/rpc/v1/uploads"
 _RUNS = "/rpc/v1/runs"
 _HEALTH = "/rpc/v1/health"
+_PORTION = 1000
+_ENTRIES = TypeAdapter(list[SelectedBlob])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,10 @@ class ProxyClient:
 
         A run is told apart by ``access``; entries and prefixes are the caller's to check.
         """
-        wanted = PlanRequest(**_fields(selection), buckets=None if selection.run_id is None else access.buckets)
-        call = Call("plan_archive", "POST", _ARCHIVES, self._deadlines.plan, request_id, body=_body(wanted))
+        buckets = None if selection.run_id is None else access.buckets
+        wanted = PlanRequest.model_construct(**_fields(selection), buckets=buckets)
+        body = await asyncio.to_thread(_plan_body, wanted)
+        call = Call("plan_archive", "POST", _ARCHIVES, self._deadlines.plan, request_id, body=body)
         return await self._transport.ask(call, PlannedArchive)
 
     async def prepare_upload(self, order: UploadOrder, *, request_id: str) -> PreparedUpload:
@@ -118,6 +124,18 @@ def _fields(model: BaseModel) -> dict[str, Any]:
 
 def _body(model: BaseModel) -> bytes:
     return model.model_dump_json(exclude_none=True).encode()
+
+
+def _plan_body(wanted: PlanRequest) -> bytes:
+    """The request in portions: one call of the serializer keeps all other threads waiting until it returns."""
+    rest = wanted.model_dump_json(exclude_none=True, exclude={"entries"}).encode()
+    if wanted.entries is None:
+        return rest
+    portions = (
+        _ENTRIES.dump_json(wanted.entries[first : first + _PORTION], exclude_none=True)[1:-1]
+        for first in range(0, len(wanted.entries), _PORTION)
+    )
+    return b"".join((rest[:-1], b',"entries":[', b",".join(portions), b"]}"))
 
 
 def _query(model: BaseModel) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""CRC-32s that reading a blob whole has shown, remembered for every replica.
+"""CRC-32s that reading a blob whole, or asking its storage, has shown, remembered for every replica.
 
 The law: it is an optimisation. Nothing waits for it to be written, nothing fails because it cannot be read, and what
 it says is checked against the content like any other CRC-32.
@@ -18,7 +18,7 @@ from storage_proxy.downloads.sources import Pin
 from storage_proxy.state.port import KeyValueStore, Transaction
 from storage_proxy.state.records import LearnedCrc, Records, version_key
 
-_READ_BATCH = 1000
+_READ_BATCH = 250  # a thousand would keep the event loop from others for tens of milliseconds
 _WRITE_BATCH = 500
 _log = logging.getLogger(__name__)
 _Row = tuple[str, bytes, str, int]
@@ -51,7 +51,7 @@ class LearnedCrcs:
         self._lookup_seconds = lookup_seconds
         self._gather_seconds = gather_seconds
         self._retry_seconds = retry_seconds
-        self._waiting: dict[_Row, int] = {}
+        self._waiting: dict[_Row, int | None] = {}  # None: to be forgotten
         self._noted = asyncio.Event()
 
     @asynccontextmanager
@@ -70,6 +70,13 @@ class LearnedCrcs:
 
     def note(self, pin: Pin, crc: int) -> None:
         """Remember the CRC-32 of a version. A version without an ETag is none that could be found again."""
+        self._change(pin, crc)
+
+    def forget(self, pin: Pin) -> None:
+        """What was learned of the version is contradicted by its content: the next mint looks at it anew."""
+        self._change(pin, None)
+
+    def _change(self, pin: Pin, crc: int | None) -> None:
         if not pin.etag:
             return
         if len(self._waiting) >= self._max_waiting:
@@ -81,7 +88,7 @@ class LearnedCrcs:
     async def known(self, pins: Sequence[Pin]) -> list[int | None]:
         """The CRC-32 of each version; None where it is not known, or cannot be told now."""
         rows = [_row(pin) for pin in pins]
-        known: dict[_Row, int] = {row: self._waiting[row] for row in rows if row in self._waiting}
+        known: dict[_Row, int | None] = {row: self._waiting[row] for row in rows if row in self._waiting}
         missing = [row for row in rows if row not in known]
         try:
             async with asyncio.timeout(self._lookup_seconds):
@@ -96,9 +103,10 @@ class LearnedCrcs:
         """Write what waits. Raises `StateUnavailable`; what was not written waits on."""
         while batch := dict(islice(self._waiting.items(), _WRITE_BATCH)):
             await self._store.transact(partial(self._set, batch))
-            self._metrics.learned_crcs.labels("recorded").inc(len(batch))
-            for row in batch:
-                self._waiting.pop(row, None)
+            self._metrics.learned_crcs.labels("recorded").inc(sum(crc is not None for crc in batch.values()))
+            for row, crc in batch.items():
+                if self._waiting.get(row) == crc:  # else it changed meanwhile
+                    self._waiting.pop(row, None)
 
     async def _write(self) -> None:
         while True:
@@ -116,10 +124,13 @@ class LearnedCrcs:
         found = await self._records.crc32s.find_many(transaction, rows)
         return {row: learned.crc32 for row, learned in found.items()}
 
-    async def _set(self, batch: dict[_Row, int], transaction: Transaction) -> None:
+    async def _set(self, batch: dict[_Row, int | None], transaction: Transaction) -> None:
         now = int(self._clock())
         for row, crc in batch.items():
-            self._records.crc32s.set(transaction, LearnedCrc(crc, now), *row)
+            if crc is None:
+                self._records.crc32s.clear(transaction, *row)
+            else:
+                self._records.crc32s.set(transaction, LearnedCrc(crc, now), *row)
 
 
 def _row(pin: Pin) -> _Row:

@@ -1,15 +1,16 @@
 """From a selection to a manifest: what is there, under which names, with which CRC-32s.
 
 The law: everything that can be refused is refused here, before any byte is promised; memory is by blocks, not by
-entries.
+entries, and the event loop is others' after every few milliseconds.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from isal.isal_zlib import crc32
+from isal import isal_zlib
 
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.errors import BlobNotFound, FieldError, RunNotFound, SelectionTooLarge
@@ -118,32 +119,37 @@ class _Planning:
         builder = EntryBlockBuilder()
         manifest = ManifestBuilder(self._selection.format)
         budget = CrcBudget(max_bytes=self._limits.crc32_read_bytes, seconds=self._limits.crc32_seconds)
-        for block in wanted:
-            for row, entry in enumerate(await self._with_crcs(block, budget)):
+        while wanted:
+            for row, entry in enumerate(await self._with_crcs(wanted.popleft().unpacked(), budget)):
                 if not row % _TURN:
                     await asyncio.sleep(0)  # a block takes tens of milliseconds: let others have their turn
-                _add(manifest, builder.add(entry._replace(name=self._names.assign(entry.name))))
+                await _add(manifest, builder.add(entry._replace(name=self._names.assign(entry.name))))
                 self._latest = max(self._latest, entry.last_modified)
                 self._note_run(entry.key)
         self._refuse_missing()
         text = "".join(f"{key}\t{_DOES_NOT_EXIST}\n" for _, key in self._missing).encode()
         if text:
-            _add(manifest, builder.add(self._missing_entry(text)))
-        _add(manifest, builder.finish())
+            await _add(manifest, builder.add(self._missing_entry(text)))
+        await _add(manifest, builder.finish())
         skipped = [SkippedBlob(key=key, reason=_DOES_NOT_EXIST) for _, key in self._missing]
         return Plan(manifest.finish(text, runs=self._runs), skipped)
 
-    async def _wanted_blocks(self) -> list[EntryBlock]:
+    async def _wanted_blocks(self) -> "deque[_WaitingBlock]":
         """What is there, under its wanted name; folders are noted, missing keys collected."""
         builder = EntryBlockBuilder()
-        blocks = []
+        blocks: deque[_WaitingBlock] = deque()
         found = self._listed() if self._selection.entries is None else self._named(self._selection.entries)
+        count = 0
         async for entry in found:
+            count += 1
+            if not count % _TURN:
+                await asyncio.sleep(0)
             self._names.note_folders(entry.name)
             if (full := builder.add(entry)) is not None:
-                blocks.append(full)
-        last = builder.finish()
-        return [*blocks, last] if last else blocks
+                blocks.append(_WaitingBlock.of(full))
+        if (last := builder.finish()) is not None:
+            blocks.append(_WaitingBlock.of(last))
+        return blocks
 
     async def _listed(self) -> AsyncIterator[Entry]:
         run_id, bucket = self._selection.run_id, self._selection.bucket
@@ -184,9 +190,13 @@ class _Planning:
     async def _with_crcs(self, block: EntryBlock, budget: CrcBudget) -> list[Entry]:
         """The block's entries, with the CRC-32s that can be had within the budget; those that vanished left out."""
         entries = list(block)
+        await asyncio.sleep(0)
         unknown = await self._learned_before(entries, [row for row, known in enumerate(block.crc_known) if not known])
+        if not unknown:
+            return entries
         buckets = self._blobs.buckets
-        readable = [row for row in unknown if isinstance(buckets.get(entries[row].bucket), ReadsCrc32)]
+        reading = {name for name in {entry.bucket for entry in entries} if isinstance(buckets.get(name), ReadsCrc32)}
+        readable = [row for row in unknown if entries[row].bucket in reading]
         batches = [readable[first : first + _CRC_BATCH] for first in range(0, len(readable), _CRC_BATCH)]
 
         async def read(rows: list[int]) -> None:
@@ -214,20 +224,31 @@ class _Planning:
         """Fill in what reading has shown before; the rows that are still unknown."""
         crcs = await self._learned.known([Pin.of(entries[row]) for row in unknown]) if unknown else []
         for row, crc in zip(unknown, crcs, strict=True):
-            entries[row] = entries[row]._replace(crc32=crc)
+            if crc is not None:
+                entries[row] = entries[row]._replace(crc32=crc)
         return [row for row, crc in zip(unknown, crcs, strict=True) if crc is None]
 
     async def _asked_again(self, entries: list[Entry], rows: Sequence[int], budget: CrcBudget) -> list[Entry]:
-        """A listing knows no checksums: each of ``rows`` is asked for by itself."""
+        """A listing knows no checksums: each of ``rows`` is asked for by itself, until the time for it is over.
+
+        What is told is remembered, so that the next mint asks only for what is new.
+        """
 
         async def ask(row: int) -> None:
-            if budget.seconds_left:
-                entry = entries[row]
-                stat = await self._blobs.stat(entry.bucket, entry.key)
-                found[row] = None if stat is None else self._entry(stat, entry.bucket, entry.name)
+            entry = entries[row]
+            stat = await self._blobs.stat(entry.bucket, entry.key)
+            current = found[row] = None if stat is None else self._entry(stat, entry.bucket, entry.name)
+            if current is not None and current.crc32 is not None:
+                self._learned.note(Pin.of(current), current.crc32)
 
         found: dict[int, Entry | None] = {}
-        await map_bounded(self._limits.parallel_requests, ask, rows)
+        if rows and budget.seconds_left:
+            try:
+                async with asyncio.timeout(budget.seconds_left) as deadline:
+                    await map_bounded(self._limits.parallel_requests, ask, rows)
+            except TimeoutError:
+                if not deadline.expired():
+                    raise
         self._missing += [([self._selector], entries[row].key) for row in rows if found.get(row, entries[row]) is None]
         current = (found.get(row, entry) for row, entry in enumerate(entries))
         return [entry for entry in current if entry is not None]
@@ -251,12 +272,25 @@ class _Planning:
 
     def _missing_entry(self, text: bytes) -> Entry:
         name = self._names.assign(MISSING_NAME, rename=True)
-        return Entry(name, OWN_TEXT_BUCKET, "", len(text), "", self._latest, crc32(text))
+        return Entry(name, OWN_TEXT_BUCKET, "", len(text), "", self._latest, isal_zlib.crc32(text))
 
 
-def _add(manifest: ManifestBuilder, block: EntryBlock | None) -> None:
+class _WaitingBlock(NamedTuple):
+    """A block that waits for the whole listing to be known, packed: about 50 bytes an entry, however long its key."""
+
+    packed: bytes
+
+    @classmethod
+    def of(cls, block: EntryBlock) -> Self:
+        return cls(isal_zlib.compress(block.encode(), 1))
+
+    def unpacked(self) -> EntryBlock:
+        return EntryBlock.decode(isal_zlib.decompress(self.packed))
+
+
+async def _add(manifest: ManifestBuilder, block: EntryBlock | None) -> None:
     if block is not None:
-        manifest.add(block)
+        await asyncio.to_thread(manifest.add, block)  # compressing and digests let go of the interpreter
 
 
 def _too_large(limit: int, selector: str) -> SelectionTooLarge:

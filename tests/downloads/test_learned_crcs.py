@@ -52,6 +52,18 @@ async def test_another_version_is_not_known_by_it(runs: Runs, other: Pin) -> Non
     assert await remembering(runs).known([other, PIN]) == [None, 7]
 
 
+async def test_what_its_content_contradicts_is_forgotten_at_once_and_for_others_once_that_is_written(
+    runs: Runs,
+) -> None:
+    ours = remembering(runs)
+    ours.note(PIN, 7)
+    await ours.flush()
+    ours.forget(PIN)
+    assert await ours.known([PIN]) == [None]
+    await ours.flush()
+    assert await remembering(runs).known([PIN]) == [None]
+
+
 async def test_what_no_etag_pins_is_never_remembered(runs: Runs) -> None:
     ours = remembering(runs)
     ours.note(Pin("default", "a", "", 3), 7)

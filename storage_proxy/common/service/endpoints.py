@@ -4,6 +4,7 @@ The law: no handler parses a body, a query, a path or a token by hand, and what 
 error before anything is read.
 """
 
+import asyncio
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -32,6 +33,9 @@ ClaimsOf = Callable[[web.Request], Claims]
 _Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
 MAX_JSON_VALUES = 2_000_000
 """Commas and brackets of a body: enough for 500,000 entries with key, name and bucket."""
+
+_LARGE_BODY_BYTES = 64 << 10
+"""What takes longer than a millisecond to check is checked in a thread."""
 
 _MARK = "__endpoint__"
 _MODELLED = ("body", "query", "path", "claims")
@@ -127,7 +131,7 @@ async def _parse(request: web.Request, part: str, model: type[BaseModel], claims
         if part == "body" and not model.model_fields and not request.body_exists:
             return model()
         if part == "body":
-            return _from_json(model, await _json_body(request))
+            return await _from_json(model, await _json_body(request))
         if part == "query":
             return model.model_validate(_query(request))
         return model.model_validate(dict(request.match_info))
@@ -135,7 +139,16 @@ async def _parse(request: web.Request, part: str, model: type[BaseModel], claims
         raise invalid_input(error) from None
 
 
-def _from_json(model: type[BaseModel], body: bytes) -> BaseModel:
+async def _from_json(model: type[BaseModel], body: bytes) -> BaseModel:
+    if len(body) <= _LARGE_BODY_BYTES:
+        return _parsed(model, body)
+    return await asyncio.to_thread(_parsed, model, body)
+
+
+def _parsed(model: type[BaseModel], body: bytes) -> BaseModel:
+    # A value in memory is up to 45 times as large as its text, so their number is bounded, too.
+    if sum(body.count(mark) for mark in b",[{") > MAX_JSON_VALUES:
+        raise PayloadTooLarge(errors=[{"loc": [], "msg": "holds too many values"}])
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -158,13 +171,9 @@ async def _json_body(request: web.Request) -> bytes:
         raise _body_too_large(request)
     await send_continue(request)
     try:
-        body = await request.read()
+        return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise _body_too_large(request) from None
-    # A value in memory is up to 45 times as large as its text, so their number is bounded, too.
-    if sum(body.count(mark) for mark in b",[{") > MAX_JSON_VALUES:
-        raise PayloadTooLarge(errors=[{"loc": [], "msg": "holds too many values"}])
-    return body
 
 
 def _body_too_large(request: web.Request) -> PayloadTooLarge:

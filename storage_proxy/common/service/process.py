@@ -5,6 +5,7 @@ process ends with 0.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ async def serve_until_signal(
             stack.push_async_callback(listener.aclose)
             await _start(listener)
         async with AsyncExitStack() as working:
+            gc.freeze()  # what is there by now stays: looking through it again and again takes 30 ms each time
             for each_work in work:
                 await working.enter_async_context(each_work)
             health.started()
