@@ -4,19 +4,25 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks import calls, deletion, effort_report, ingestion, listing, presigns, report
+from benchmarks import aims, calls, crowd, deletion, effort_report, entries, ingestion, listing, presigns, report
 from benchmarks.cases import FULL, SMALL, Case
+from benchmarks.client import Target
 from benchmarks.efforts import Efforts
+from benchmarks.figures import Figures
 from benchmarks.measurement import measure
-from benchmarks.peers import PEERS, Peer
-from benchmarks.processes import BenchmarkError
+from benchmarks.nginx import Unavailable
+from benchmarks.peers import OBVIOUS, OURS, PEERS, Peer
+from benchmarks.processes import BenchmarkError, free_port
+from benchmarks.programs import program
 from benchmarks.report import Results
-from benchmarks.storage import Storage, fill, running_storage
+from benchmarks.storage import Storage, fill, fresh_copy, running_storage
 
 DOWNLOADS = "downloads"
 
@@ -24,10 +30,12 @@ DOWNLOADS = "downloads"
 class Comparison(Protocol):
     """Measures in rounds how ``count`` things are done, here and by others."""
 
-    def __call__(self, storage: Storage, rounds: int, *, count: int) -> Awaitable[Efforts]: ...
+    def __call__(self, storage: Storage, rounds: int, *, count: int) -> Awaitable[Efforts | Figures]: ...
 
 
-LIFECYCLE: Mapping[str, tuple[Comparison, int, int]] = {
+SUBJECTS: Mapping[str, tuple[Comparison, int, int]] = {
+    crowd.SUBJECT: (crowd.compare, 1_000, 50),
+    entries.SUBJECT: (entries.compare, 100_000, 3_000),
     "calls": (calls.compare, 5_000, 500),
     "ingestion": (ingestion.compare, 10_000, 1_000),
     "presigns": (presigns.compare, 10_000, 500),
@@ -40,7 +48,7 @@ LIFECYCLE: Mapping[str, tuple[Comparison, int, int]] = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", action="append", choices=[DOWNLOADS, *LIFECYCLE], help="only this subject; repeatable (default: all)"
+        "--only", action="append", choices=[DOWNLOADS, *SUBJECTS], help="only this subject; repeatable (default: all)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
     parser.add_argument("--small", action="store_true", help="sizes for a quick look")
@@ -61,36 +69,71 @@ def arguments() -> argparse.Namespace:
 
 
 async def compare(cases: Sequence[Case], peer_names: Sequence[str], rounds: int) -> Results:
-    """Each round downloads every case from every peer; every second round in the opposite order of peers."""
+    """All rounds of the cases whose S3 server is near, then of those where it is far."""
     results = Results(rounds, cases)
-    async with AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(running_storage())
+    async with running_storage() as storage:
         say("filling the S3 server ...")
         await fill(storage, cases)
-        peers: dict[str, Peer] = {name: await stack.enter_async_context(PEERS[name](storage)) for name in peer_names}
+        for origin_ms, near in groupby(sorted(cases, key=lambda case: case.origin_ms), lambda case: case.origin_ms):
+            async with _seen_from(storage, origin_ms) as seen:
+                # Another way to the same S3 server makes no difference to others than these.
+                names = [name for name in peer_names if not origin_ms or name in (OURS, OBVIOUS)]
+                await _compare(results, list(near), names, seen)
+    return results
+
+
+@asynccontextmanager
+async def _seen_from(storage: Storage, milliseconds: int) -> AsyncIterator[Storage]:
+    """The S3 server as it is reached from so far away."""
+    if not milliseconds:
+        yield storage
+        return
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    origin = storage.endpoint.rpartition(":")[2]
+    command = [sys.executable, "-m", "benchmarks.delayed_origin", str(port), origin, str(milliseconds)]
+    async with program("delayed_origin", command, url):
+        yield replace(storage, endpoint=url)
+
+
+async def _compare(results: Results, cases: Sequence[Case], peer_names: Sequence[str], storage: Storage) -> None:
+    """Each round downloads every case from every peer; every second round in the opposite order of peers."""
+    async with AsyncExitStack() as stack:
+        peers: dict[str, Peer] = {}
+        for name in peer_names:
+            try:
+                peers[name] = await stack.enter_async_context(PEERS[name](storage))
+            except Unavailable as missing:
+                say(f"{name} is left out: {missing}")
         targets = [
             (case, name, peer, target)
             for case in cases
             for name, peer in peers.items()
-            if (target := await peer.target(case))
+            if (name == OURS or not case.only_ours) and (target := await _target(peer, case, 0))
         ]
         say("warming up ...")
         for _, _, peer, target in targets:
             await measure(target, peer.pid)
-        for number in range(rounds):
-            say(f"round {number + 1} of {rounds} ...")
-            for case, name, peer, target in targets if number % 2 == 0 else reversed(targets):
-                results.add(case, name, await measure(target, peer.pid))
-    return results
+        for number in range(1, results.rounds + 1):
+            say(f"round {number} of {results.rounds} ...")
+            for case, name, peer, target in targets if number % 2 else reversed(targets):
+                fresh = target if case.has_crcs else await _target(peer, case, number)
+                if fresh is not None:
+                    results.add(case, name, await measure(fresh, peer.pid))
+
+
+async def _target(peer: Peer, case: Case, number: int) -> Target | None:
+    """What ``peer`` serves of ``case``; blobs whose CRC-32s shall be unknown are new to it in each round."""
+    return await peer.target(case if case.has_crcs else await asyncio.to_thread(fresh_copy, case, number))
 
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def take(name: str, rounds: int, *, small: bool) -> Efforts:
+async def take(name: str, rounds: int, *, small: bool) -> Efforts | Figures:
     """One subject, on an S3 server of its own."""
-    comparison, full, quick = LIFECYCLE[name]
+    comparison, full, quick = SUBJECTS[name]
     say(f"{name} ...")
     async with running_storage() as storage:
         return await comparison(storage, rounds, count=quick if small else full)
@@ -98,20 +141,30 @@ async def take(name: str, rounds: int, *, small: bool) -> Efforts:
 
 def main() -> None:
     given = arguments()
-    only = given.only or [DOWNLOADS, *LIFECYCLE]
+    only = given.only or [DOWNLOADS, *SUBJECTS]
     cases = [case for case in (SMALL if given.small else FULL) if not given.case or case.name in given.case]
     peers = [name for name in PEERS if not given.peer or name in given.peer]
     measured: dict[str, Any] = {}
+    facts: dict[tuple[str, str, str], float] = {}
     try:
         if DOWNLOADS in only:
             results = asyncio.run(compare(cases, peers, given.rounds))
-            print(report.markdown(results) if given.markdown else report.plain(results))
+            print(report.markdown(results) if given.markdown else report.plain(results), flush=True)
             measured |= report.as_json(results)
-        for name in LIFECYCLE:
+            facts |= results.facts()
+        for name in SUBJECTS:
             if name in only:
-                efforts = asyncio.run(take(name, given.rounds, small=given.small))
-                print(effort_report.table(efforts, markdown=given.markdown), flush=True)
-                measured[name] = effort_report.as_json(efforts)
+                taken = asyncio.run(take(name, given.rounds, small=given.small))
+                if isinstance(taken, Figures):
+                    table, measured[name] = taken.table(markdown=given.markdown), taken.as_json()
+                    facts |= taken.facts()
+                else:
+                    table = effort_report.table(taken, markdown=given.markdown)
+                    measured[name] = effort_report.as_json(taken)
+                print(f"\n{table}", flush=True)
+        if held := aims.table(facts, markdown=given.markdown):
+            print(f"\n{held}")
+            measured["aims"] = aims.as_json(facts)
     except BenchmarkError as error:
         sys.exit(f"benchmarks: {error}")
     except KeyboardInterrupt:

@@ -28,6 +28,15 @@ class Results:
     def medians(self, case: Case) -> dict[str, Measurement]:
         return {peer: median(each) for (name, peer), each in self.measurements.items() if name == case.name}
 
+    def facts(self) -> Mapping[tuple[str, str, str], float]:
+        """The medians by case, peer and figure."""
+        return {
+            (case.name, peer, figure): value
+            for case in self.cases
+            for peer, medians in self.medians(case).items()
+            for figure, value in asdict(medians).items()
+        }
+
 
 def machine() -> dict[str, str]:
     model = platform.processor() or platform.machine()
