@@ -52,6 +52,8 @@ def download(url: str, *, bytes_range: str = "") -> Download:
         first_byte = time.perf_counter() - began
         while got := answer.readinto(buffer):
             size += got
+        if answer.length:
+            raise BenchmarkError(f"a download ended {answer.length} bytes early, after {size}")
         return Download(size, time.perf_counter() - began, first_byte)
     except (OSError, http.client.HTTPException) as error:
         raise BenchmarkError(f"a download broke off after {size} bytes: {error!r}") from error

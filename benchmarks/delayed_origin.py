@@ -22,6 +22,7 @@ class Direction(asyncio.Protocol):
 
     def __init__(self, delay: float) -> None:
         self.delay = delay
+        self.at_end = False
         self.other: Direction | None = None
         self.transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
@@ -41,11 +42,12 @@ class Direction(asyncio.Protocol):
         self._loop.call_later(self.delay, self._arrive)
 
     def eof_received(self) -> bool:
-        self._loop.call_later(self.delay, self._end)
+        self.at_end = True
+        self._loop.call_later(self.delay, self._end_writing)
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._loop.call_later(self.delay, self._end)
+        self._loop.call_later(self.delay, self._close)
 
     def pause_writing(self) -> None:
         if self.other is not None and self.other.transport is not None:
@@ -63,7 +65,15 @@ class Direction(asyncio.Protocol):
         if self.transport is not None and self._bytes_under_way <= BYTES_UNDER_WAY // 2:
             self.transport.resume_reading()
 
-    def _end(self) -> None:
+    def _end_writing(self) -> None:
+        if self.other is None or self.other.transport is None or self.other.transport.is_closing():
+            return
+        self.other.transport.write_eof()
+        if self.other.at_end:
+            self._close()
+            self.other._close()
+
+    def _close(self) -> None:
         if self.other is not None and self.other.transport is not None:
             self.other.transport.close()
 

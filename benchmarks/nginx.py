@@ -32,7 +32,7 @@ class Unavailable(BenchmarkError):
 
 def installed() -> str:
     """The path of an nginx that runs here. It blocks; raises `Unavailable`."""
-    found = shutil.which("nginx") or next(filter(os.path.exists, _PLACES), None)
+    found = _found()
     if found is None:
         _unpack()
         found = _PLACES[-1]
@@ -41,6 +41,19 @@ def installed() -> str:
     except (OSError, subprocess.CalledProcessError) as error:
         raise Unavailable(f"{found} does not run: {error}") from None
     return found
+
+
+def version() -> str:
+    """The version of the nginx that is here; empty when there is none. It blocks."""
+    found = _found()
+    if found is None:
+        return ""
+    told = subprocess.run([found, "-v"], capture_output=True, text=True, check=False).stderr
+    return told.strip().rpartition("/")[2]
+
+
+def _found() -> str | None:
+    return shutil.which("nginx") or next(filter(os.path.exists, _PLACES), None)
 
 
 def _unpack() -> None:

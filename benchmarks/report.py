@@ -4,9 +4,11 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks import nginx
 from benchmarks.cases import Case
 from benchmarks.measurement import Measurement, median
 from benchmarks.peers import OURS
@@ -44,12 +46,22 @@ def machine() -> dict[str, str]:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    return {
+    told = {
         "CPU": model,
         "cores": str(len(os.sched_getaffinity(0))),
         "kernel": platform.release(),
         "Python": platform.python_version(),
+        "uvloop": _version("uvloop"),
+        "nginx": nginx.version(),
     }
+    return {name: value for name, value in told.items() if value}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:

@@ -25,7 +25,7 @@ READY = "all are connected"
 
 
 async def connected(url: SplitResult) -> socket.socket:
-    """A connection whose request is answered with 200; the head has been read."""
+    """A connection whose request is answered with 200; the head has been read, and a little more."""
     loop = asyncio.get_running_loop()
     client = socket.socket()
     client.setblocking(False)
@@ -35,13 +35,13 @@ async def connected(url: SplitResult) -> socket.socket:
     request = f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: close\r\n\r\n"
     await loop.sock_sendall(client, request.encode())
     head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        byte = await loop.sock_recv(client, 1)
-        if not byte:
+    while b"\r\n\r\n" not in head:
+        data = await loop.sock_recv(client, 256)
+        if not data:
             raise SystemExit(f"a client was closed after {head!r}")
-        head += byte
+        head += data
     if not head.startswith(b"HTTP/1.1 200"):
-        raise SystemExit(f"a client was answered with {head!r}")
+        raise SystemExit(f"a client was answered with {head[:100]!r}")
     return client
 
 
