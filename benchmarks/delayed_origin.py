@@ -47,7 +47,7 @@ class Direction(asyncio.Protocol):
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._loop.call_later(self.delay, self._close)
+        self._loop.call_later(self.delay, self.close_other)
 
     def pause_writing(self) -> None:
         if self.other is not None and self.other.transport is not None:
@@ -70,10 +70,10 @@ class Direction(asyncio.Protocol):
             return
         self.other.transport.write_eof()
         if self.other.at_end:
-            self._close()
-            self.other._close()
+            self.close_other()
+            self.other.close_other()
 
-    def _close(self) -> None:
+    def close_other(self) -> None:
         if self.other is not None and self.other.transport is not None:
             self.other.transport.close()
 

@@ -18,7 +18,10 @@ _PLACES = ("/usr/sbin/nginx", "/usr/local/sbin/nginx", str(_UNPACKED / "usr" / "
 _START_SECONDS = 10.0
 
 DEFAULT_BUFFERS = ""
-"""Whatever nginx does when it is told nothing: 8 buffers of a page, and temporary files of up to 1 GiB beyond them."""
+"""Whatever nginx does when it is told nothing: 8 buffers of a page, and beyond them a temporary file of up to 1 GiB,
+which a download of this size does not do without."""
+NO_FILES = """
+            proxy_max_temp_file_size 0;"""
 LARGE_BUFFERS = """
             proxy_max_temp_file_size 0;
             proxy_buffers 16 256k;

@@ -136,16 +136,13 @@ class Nginx:
         return replace(target, url=self.url + target.url.removeprefix(self.storage.endpoint))
 
 
-@asynccontextmanager
-async def nginx_by_default(storage: Storage) -> AsyncIterator[Nginx]:
-    async with nginx.proxying(storage.endpoint, name="nginx", buffers=nginx.DEFAULT_BUFFERS) as (pid, url):
-        yield Nginx(storage, pid, url)
+def nginx_with(name: str, buffers: str) -> Callable[[Storage], AbstractAsyncContextManager[Nginx]]:
+    @asynccontextmanager
+    async def proxying(storage: Storage) -> AsyncIterator[Nginx]:
+        async with nginx.proxying(storage.endpoint, name=name, buffers=buffers) as (pid, url):
+            yield Nginx(storage, pid, url)
 
-
-@asynccontextmanager
-async def nginx_tuned(storage: Storage) -> AsyncIterator[Nginx]:
-    async with nginx.proxying(storage.endpoint, name="nginx-tuned", buffers=nginx.LARGE_BUFFERS) as (pid, url):
-        yield Nginx(storage, pid, url)
+    return proxying
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +164,14 @@ async def direct(storage: Storage) -> AsyncIterator[Direct]:
     yield Direct(storage)
 
 
-OURS, NGINX, TUNED, OBVIOUS, DIRECT = "storage proxy", "nginx", "nginx tuned", "obvious", "S3 itself"
+OURS, OBVIOUS, DIRECT = "storage proxy", "obvious", "S3 itself"
 """The first is the one that the others are compared with."""
+NGINX, UNFILED, TUNED = "nginx", "nginx without files", "nginx tuned"
 PEERS: Mapping[str, Callable[[Storage], AbstractAsyncContextManager[Peer]]] = {
     OURS: storage_proxy,
-    NGINX: nginx_by_default,
-    TUNED: nginx_tuned,
+    NGINX: nginx_with("nginx", nginx.DEFAULT_BUFFERS),
+    UNFILED: nginx_with("nginx-without-files", nginx.NO_FILES),
+    TUNED: nginx_with("nginx-tuned", nginx.LARGE_BUFFERS),
     OBVIOUS: obvious,
     DIRECT: direct,
 }
