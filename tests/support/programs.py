@@ -186,12 +186,14 @@ async def service(
     workers: Sequence[str] = (),
     more: str = "",
     serving: str = "serve",
+    client: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Service]:
     """The programs over ``buckets``, with a worker for each role in ``workers``.
 
     ``serving`` is the command of the proxies: ``all`` makes workers of them, too.
 
     ``more`` is TOML for the proxies and workers; without tables of its own their state and bus are embedded.
+    ``client`` has further keys of the proxies' client listener.
     """
     directory.mkdir(parents=True, exist_ok=True)
     manager_port, *ports = free_ports(1 + 3 * proxies + len(workers))
@@ -203,10 +205,11 @@ async def service(
     common = "\n".join([f"[tokens]\n{_KEYS}", *tables, more])
     made = []
     for index in range(proxies):
-        client, rpc, operations = ports[3 * index : 3 * index + 3]
+        client_port, rpc, operations = ports[3 * index : 3 * index + 3]
+        listener = _table("client", {"listen": f"127.0.0.1:{client_port}", **(client or {})})
         config = directory / f"proxy{index}.toml"
         config.write_text(
-            f'[client]\nlisten = "127.0.0.1:{client}"\n[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
+            f'{listener}\n[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
             f'[operations]\nlisten = "127.0.0.1:{operations}"\n{common}\n'
         )
         made.append(Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log", (serving,)))

@@ -28,6 +28,7 @@ from tools.soak.properties import any_request, any_slice_and_any_body
 from tools.soak.record import Record, Scale
 from tools.soak.references import references
 from tools.soak.resumes import resumes_after_cuts
+from tools.soak.slow_clients import slow_clients
 from tools.soak.stops import kafka_stopped, s3_stopped, worker_comes_and_goes
 from tools.soak.uploads import cut_uploads, deleted_while_downloaded, wrong_uploads
 
@@ -57,6 +58,7 @@ CASES: Mapping[str, Case] = {
     "any-slice": any_slice_and_any_body,
     "any-request": any_request,
     "disconnects": clients_that_disconnect,
+    "slow-clients": slow_clients,
     **{name: on_own_services(fault) for name, fault in FAULTS.items()},
 }
 

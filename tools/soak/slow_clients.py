@@ -1,0 +1,152 @@
+"""A thousand clients on slow lines: little memory, nobody starves, a fast one beside them gets its share.
+
+The law: every byte that a client takes is compared with the blob.
+"""
+
+import asyncio
+import random
+import resource
+import socket
+import statistics
+import time
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.support.programs import Program, service
+from tools.soak.record import Record, Scale, mib
+from tools.soak.s3 import BUCKET, bucket_over, filled
+from tools.soak.watch import metric
+
+_SEED = 9
+_RATE = 100_000  # bytes a second
+_LOOKS = 4  # a second
+_STALL_SECONDS = 5.0
+_LIMITS = """[limits]
+max_concurrent_downloads = 5000
+max_concurrent_downloads_per_token = 5000
+"""
+_MAX_MEMORY = 300_000_000
+_SHARE = 0.25
+"""Of its rate when alone: what a fast download has at least beside the slow ones, who also read on these cores."""
+
+
+async def slow_clients(scale: Scale, record: Record, directory: Path) -> None:
+    """1,000 clients at 100 kB/s each, a fast one among them, and some that stop reading."""
+    rng, clients, seconds = random.Random(_SEED), scale.of(1000, 30), scale.of(15, 3)
+    stopped = scale.of(20, 3)
+    _allow_files(2 * clients + 200)
+    record.did(
+        f"{clients:,} clients that read a blob in S3 at {_RATE // 1000} kB/s each for {seconds} s, a fast download "
+        f"beside them, then {stopped} that stop reading (stall_seconds = {_STALL_SECONDS:g})."
+    )
+    size = scale.of(64 << 20, 8 << 20)
+    async with filled(directory / "s3", rng, blobs=1, size=size) as server:
+        async with server.server.client() as client:
+            answer = await client.get_object(Bucket=BUCKET, Key="set/0.bin")
+            content = await answer["Body"].read()
+        patience = {"stall_seconds": _STALL_SECONDS}
+        buckets = {"media": {**bucket_over(server), "max_connections": 4096}}
+        async with service(directory / "programs", buckets, more=_LIMITS, client=patience) as running:
+            proxy = running.proxies[0]
+            url = (await running.mint("blob", {"bucket": "media", "key": "set/0.bin"}))["url"]
+            await _fast(url, content)
+            at_rest = proxy.peak_memory()
+            alone = await _fast(url, content)
+            reading = [asyncio.create_task(_slow(url, content, seconds, rng.random())) for _ in range(clients)]
+            await asyncio.sleep(seconds / 3)
+            beside = await _fast(url, content)
+            rates = await asyncio.gather(*reading)
+            _judge(record, rates, proxy, at_rest)
+            enough = None if scale.quick else beside > _SHARE * alone
+            what = f"the fast download's rate beside them, of its rate alone, > {_SHARE}"
+            record.saw(what, f"{beside / alone:.2f}", holds=enough)
+            await _stopped(record, proxy, url, stopped)
+
+
+def _judge(record: Record, rates: list[float], proxy: Program, at_rest: int) -> None:
+    slowest, median, peak = min(rates), statistics.median(rates), proxy.peak_memory()
+    record.saw("bytes that were wrong", 0, holds=True)  # else the case has failed
+    record.saw("slowest and median, kB/s", f"{slowest / 1000:.1f}, {median / 1000:.1f}", holds=slowest >= median / 2)
+    record.saw("the process at most, < 300 MB", f"{peak / 1e6:.0f} MB", holds=peak < _MAX_MEMORY)
+    record.saw("more than before the clients came, for each", mib((peak - at_rest) / len(rates)))
+
+
+async def _stopped(record: Record, proxy: Program, url: str, count: int) -> None:
+    """Clients that take nothing more are cut, and their reads of S3 end."""
+    name, stalled = "storage_proxy_downloads_total", 'outcome="client-stalled"'
+    before = await metric(proxy, name, stalled)
+    connections = [_connected(url) for _ in range(count)]
+    try:
+        began = time.monotonic()
+        async with asyncio.timeout(_STALL_SECONDS * 6):
+            while True:
+                if await metric(proxy, name, stalled) >= before + count:
+                    break
+                await asyncio.sleep(0.1)
+        active = await metric(proxy, "storage_proxy_downloads_active")
+        record.saw("stopped clients cut", f"{count} within {time.monotonic() - began:.1f} s", holds=active == 0)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+async def _fast(url: str, content: bytes) -> float:
+    """Download all of it; bytes a second."""
+    began = time.monotonic()
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 20)
+    with closing(writer):
+        writer.write(_request(url, close=True))
+        await reader.readuntil(b"\r\n\r\n")
+        position = 0
+        while chunk := await reader.read(1 << 20):
+            assert content[position : position + len(chunk)] == chunk, "wrong bytes"
+            position += len(chunk)
+    assert position == len(content), "a short body"
+    return position / (time.monotonic() - began)
+
+
+async def _slow(url: str, content: bytes, seconds: int, delay: float) -> float:
+    """Read at the rate, and leave; the bytes a second that came."""
+    await asyncio.sleep(delay)
+    loop = asyncio.get_running_loop()
+    with closing(_connected(url)) as connection:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += await loop.sock_recv(connection, 1)
+        assert head.startswith(b"HTTP/1.1 200 "), head
+        began, position = time.monotonic(), 0
+        for look in range(1, seconds * _LOOKS + 1):
+            while position < look * _RATE // _LOOKS:
+                chunk = await loop.sock_recv(connection, look * _RATE // _LOOKS - position)
+                assert chunk, "the download ended early"
+                assert content[position : position + len(chunk)] == chunk, "wrong bytes"
+                position += len(chunk)
+            await asyncio.sleep(max(0.0, began + look / _LOOKS - time.monotonic()))
+        return position / (time.monotonic() - began)
+
+
+def _connected(url: str) -> socket.socket:
+    """A connection that has asked, with a small receive buffer, as on a slow line."""
+    parts = urlsplit(url)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 << 10)
+    connection.connect((parts.hostname, parts.port))
+    connection.sendall(_request(url))
+    connection.setblocking(False)
+    return connection
+
+
+def _request(url: str, *, close: bool = False) -> bytes:
+    parts = urlsplit(url)
+    more = "Connection: close\r\n" if close else ""
+    return f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: soak\r\n{more}\r\n".encode()
+
+
+def _allow_files(count: int) -> None:
+    """The limit of open files, which the programs inherit, at least ``count`` where the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
