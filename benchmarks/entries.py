@@ -49,8 +49,13 @@ async def compare(storage: Storage, rounds: int, *, count: int) -> Figures:
         async with programs.proxy("serve") as pid, programs.manager():
             for what in (f"mint {count:,} entries", "the same once more"):
                 url = await _minted(figures, what, programs, pid, prefix, count)
+            ranges = {DIRECTORY: f"-{DIRECTORY_BYTES}", LAST_BLOBS: await _last_blobs(url)}
         for _ in range(rounds):
-            await _ranges(figures, programs, url)
+            for what, wanted in ranges.items():
+                async with programs.proxy("serve"):
+                    cold, *warm = [await _first_byte_ms(url, wanted) for _ in range(1 + WARM_RANGES)]
+                figures.add(what, COLD, cold)
+                figures.add(what, WARM, statistics.median(warm))
     return figures
 
 
@@ -96,17 +101,6 @@ async def _logged() -> Counter[str]:
         await asyncio.sleep(_LOGGED_SECONDS)
     log = ACCESS_LOG.read_bytes() if size else b""
     return Counter(operation.decode() for operation in _OPERATION.findall(log))
-
-
-async def _ranges(figures: Figures, programs: Programs, url: str) -> None:
-    """Both kinds of range, each the first request of a process, and then again and again."""
-    for what, wanted in ((DIRECTORY, f"-{DIRECTORY_BYTES}"), (LAST_BLOBS, "")):
-        async with programs.proxy("serve"):
-            wanted = wanted or await _last_blobs(url)
-        async with programs.proxy("serve"):
-            cold, *warm = [await _first_byte_ms(url, wanted) for _ in range(1 + WARM_RANGES)]
-        figures.add(what, COLD, cold)
-        figures.add(what, WARM, statistics.median(warm))
 
 
 async def _first_byte_ms(url: str, wanted: str) -> float:

@@ -1,8 +1,8 @@
 """Many slow clients of one URL: each reads at its pace, and says at the end how much it had in which time.
 
-The law: what lies in the kernel's buffers is not delivered. Each client has a receive window of 64 KiB and segments of
-1,448 bytes, as over Ethernet: by the segments of loopback, 64 KiB, the kernel would take megabytes of each download off
-the server's hands.
+The law: what lies in the kernel's buffers is not delivered. Each client has a receive buffer of 16 KiB and segments of
+1,448 bytes, as over Ethernet, and so the kernel holds about 250 kB of each download; by the segments of loopback, of
+64 KiB, it would take more than 4 MB of each off the server's hands.
 Options, in this order: URL, clients, bytes a second of each, seconds. Prints a line when all are connected, and at the
 end the bytes a second of each client as a JSON list.
 """
@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from benchmarks.processes import run
 
-RECEIVE_WINDOW = 64 << 10
+RECEIVE_BUFFER = 16 << 10
 SEGMENT = 1448
 PACES = 10
 """So many reads a second of each client, at most."""
@@ -29,7 +29,7 @@ async def connected(url: SplitResult) -> socket.socket:
     loop = asyncio.get_running_loop()
     client = socket.socket()
     client.setblocking(False)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_WINDOW)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
     await loop.sock_connect(client, (url.hostname, url.port))
     request = f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: close\r\n\r\n"
