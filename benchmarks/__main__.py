@@ -2,14 +2,17 @@
 
 import argparse
 import asyncio
+import fcntl
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
+
+import aiohttp
 
 from benchmarks import aims, calls, crowd, deletion, effort_report, entries, ingestion, listing, presigns, report
 from benchmarks.cases import FULL, SMALL, Case
@@ -22,9 +25,11 @@ from benchmarks.peers import OBVIOUS, OURS, PEERS, Peer
 from benchmarks.processes import BenchmarkError, free_port
 from benchmarks.programs import program
 from benchmarks.report import Results
-from benchmarks.storage import Storage, fill, fresh_copy, running_storage
+from benchmarks.storage import WORKSPACE, Storage, fill, fresh_copy, running_storage
 
 DOWNLOADS = "downloads"
+FAILURES = BenchmarkError, aiohttp.ClientError, OSError
+"""What a server that is gone or refuses comes to."""
 
 
 class Comparison(Protocol):
@@ -105,21 +110,22 @@ async def _compare(results: Results, cases: Sequence[Case], peer_names: Sequence
                 peers[name] = await stack.enter_async_context(PEERS[name](storage))
             except Unavailable as missing:
                 say(f"{name} is left out: {missing}")
-        targets = [
-            (case, name, peer, target)
-            for case in cases
-            for name, peer in peers.items()
-            if (name == OURS or not case.only_ours) and (target := await _target(peer, case, 0))
-        ]
-        say("warming up ...")
-        for _, _, peer, target in targets:
-            await measure(target, peer.pid)
-        for number in range(1, results.rounds + 1):
-            say(f"round {number} of {results.rounds} ...")
-            for case, name, peer, target in targets if number % 2 else reversed(targets):
-                fresh = target if case.has_crcs else await _target(peer, case, number)
-                if fresh is not None:
-                    results.add(case, name, await measure(fresh, peer.pid))
+        pairs = [(case, name) for case in cases for name in peers if name == OURS or not case.only_ours]
+        targets: dict[tuple[str, str], Target | None] = {}
+        for number in range(results.rounds + 1):
+            say(f"round {number} of {results.rounds} ..." if number else "warming up ...")
+            for case, name in pairs if number % 2 else reversed(pairs):
+                try:
+                    if (case.name, name) not in targets or not case.has_crcs:
+                        targets[case.name, name] = await _target(peers[name], case, number)
+                    if (target := targets[case.name, name]) is not None:
+                        measurement = await measure(target, peers[name].pid)
+                        if number:
+                            results.add(case, name, measurement)
+                except FAILURES as error:
+                    say(f"{case.title}, {name}: {error}")
+                    results.fail(case, name, str(error))
+            pairs = [(case, name) for case, name in pairs if (case.name, name) not in results.failures]
 
 
 async def _target(peer: Peer, case: Case, number: int) -> Target | None:
@@ -139,38 +145,69 @@ async def take(name: str, rounds: int, *, small: bool) -> Efforts | Figures:
         return await comparison(storage, rounds, count=quick if small else full)
 
 
-def main() -> None:
-    given = arguments()
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Two runs in one place would overwrite each other's configuration, and measure each other."""
+    WORKSPACE.mkdir(parents=True, exist_ok=True)
+    with (WORKSPACE / "lock").open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchmarkError("another run is under way here") from None
+        yield
+
+
+def run(given: argparse.Namespace) -> tuple[Mapping[str, Any], bool]:
+    """Measure what is asked for and print each table when it is done; the same as JSON's values, and if all was well.
+
+    What fails is left out, and the rest is measured.
+    """
     only = given.only or [DOWNLOADS, *SUBJECTS]
     cases = [case for case in (SMALL if given.small else FULL) if not given.case or case.name in given.case]
     peers = [name for name in PEERS if not given.peer or name in given.peer]
     measured: dict[str, Any] = {}
     facts: dict[tuple[str, str, str], float] = {}
-    try:
-        if DOWNLOADS in only:
-            results = asyncio.run(compare(cases, peers, given.rounds))
-            print(report.markdown(results) if given.markdown else report.plain(results), flush=True)
-            measured |= report.as_json(results)
-            facts |= results.facts()
-        for name in SUBJECTS:
-            if name in only:
+    well = True
+    if DOWNLOADS in only:
+        results = asyncio.run(compare(cases, peers, given.rounds))
+        print(report.markdown(results) if given.markdown else report.plain(results), flush=True)
+        measured |= report.as_json(results)
+        facts |= results.facts()
+        well = not results.failures
+    for name in SUBJECTS:
+        if name in only:
+            try:
                 taken = asyncio.run(take(name, given.rounds, small=given.small))
-                if isinstance(taken, Figures):
-                    table, measured[name] = taken.table(markdown=given.markdown), taken.as_json()
-                    facts |= taken.facts()
-                else:
-                    table = effort_report.table(taken, markdown=given.markdown)
-                    measured[name] = effort_report.as_json(taken)
-                print(f"\n{table}", flush=True)
-        if held := aims.table(facts, markdown=given.markdown):
-            print(f"\n{held}")
-            measured["aims"] = aims.as_json(facts)
+            except FAILURES as error:
+                say(f"{name}: {error}")
+                well = False
+                continue
+            if isinstance(taken, Figures):
+                table, measured[name] = taken.table(markdown=given.markdown), taken.as_json()
+                facts |= taken.facts()
+            else:
+                table = effort_report.table(taken, markdown=given.markdown)
+                measured[name] = effort_report.as_json(taken)
+            print(f"\n{table}", flush=True)
+    if held := aims.table(facts, markdown=given.markdown):
+        print(f"\n{held}")
+        measured["aims"] = aims.as_json(facts)
+    return measured, well
+
+
+def main() -> None:
+    given = arguments()
+    try:
+        with _alone():
+            measured, well = run(given)
     except BenchmarkError as error:
         sys.exit(f"benchmarks: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     if given.json:
         given.json.write_text(json.dumps(measured, indent=2) + "\n", "utf-8")
+    if not well:
+        sys.exit("benchmarks: not everything could be measured: see above")
 
 
 if __name__ == "__main__":

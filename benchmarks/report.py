@@ -18,14 +18,19 @@ HEADERS = ("case", "server", "MB/s", "CPU s/GB", "peak memory MB", "first byte m
 
 @dataclass(slots=True)
 class Results:
-    """Every measurement, by case and peer, in the order of the rounds."""
+    """Every measurement, by case and peer, in the order of the rounds. What failed once has none, and says why."""
 
     rounds: int
     cases: Sequence[Case]
     measurements: dict[tuple[str, str], list[Measurement]] = field(default_factory=dict)
+    failures: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, case: Case, peer: str, measurement: Measurement) -> None:
         self.measurements.setdefault((case.name, peer), []).append(measurement)
+
+    def fail(self, case: Case, peer: str, why: str) -> None:
+        self.failures[case.name, peer] = why
+        self.measurements.pop((case.name, peer), None)
 
     def medians(self, case: Case) -> dict[str, Measurement]:
         return {peer: median(each) for (name, peer), each in self.measurements.items() if name == case.name}
@@ -136,6 +141,7 @@ def as_json(results: Results) -> Mapping[str, Any]:
     return {
         "machine": machine(),
         "rounds": results.rounds,
+        "failures": [{"case": case, "peer": peer, "why": why} for (case, peer), why in results.failures.items()],
         "cases": [
             {
                 **asdict(case),
