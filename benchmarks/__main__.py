@@ -2,32 +2,45 @@
 
 import argparse
 import asyncio
+import fcntl
 import json
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks import calls, deletion, effort_report, ingestion, listing, presigns, report
+import aiohttp
+
+from benchmarks import aims, calls, crowd, deletion, effort_report, entries, ingestion, listing, presigns, report
 from benchmarks.cases import FULL, SMALL, Case
+from benchmarks.client import Target
 from benchmarks.efforts import Efforts
+from benchmarks.figures import Figures
 from benchmarks.measurement import measure
-from benchmarks.peers import PEERS, Peer
-from benchmarks.processes import BenchmarkError
+from benchmarks.nginx import Unavailable
+from benchmarks.peers import OBVIOUS, OURS, PEERS, Peer
+from benchmarks.processes import BenchmarkError, free_port
+from benchmarks.programs import program
 from benchmarks.report import Results
-from benchmarks.storage import Storage, fill, running_storage
+from benchmarks.storage import WORKSPACE, Storage, fill, fresh_copy, running_storage
 
 DOWNLOADS = "downloads"
+FAILURES = BenchmarkError, aiohttp.ClientError, OSError
+"""What a server that is gone or refuses comes to."""
 
 
 class Comparison(Protocol):
     """Measures in rounds how ``count`` things are done, here and by others."""
 
-    def __call__(self, storage: Storage, rounds: int, *, count: int) -> Awaitable[Efforts]: ...
+    def __call__(self, storage: Storage, rounds: int, *, count: int) -> Awaitable[Efforts | Figures]: ...
 
 
-LIFECYCLE: Mapping[str, tuple[Comparison, int, int]] = {
+SUBJECTS: Mapping[str, tuple[Comparison, int, int]] = {
+    crowd.SUBJECT: (crowd.compare, 1_000, 50),
+    entries.SUBJECT: (entries.compare, 100_000, 3_000),
     "calls": (calls.compare, 5_000, 500),
     "ingestion": (ingestion.compare, 10_000, 1_000),
     "presigns": (presigns.compare, 10_000, 500),
@@ -40,7 +53,7 @@ LIFECYCLE: Mapping[str, tuple[Comparison, int, int]] = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", action="append", choices=[DOWNLOADS, *LIFECYCLE], help="only this subject; repeatable (default: all)"
+        "--only", action="append", choices=[DOWNLOADS, *SUBJECTS], help="only this subject; repeatable (default: all)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
     parser.add_argument("--small", action="store_true", help="sizes for a quick look")
@@ -61,63 +74,140 @@ def arguments() -> argparse.Namespace:
 
 
 async def compare(cases: Sequence[Case], peer_names: Sequence[str], rounds: int) -> Results:
-    """Each round downloads every case from every peer; every second round in the opposite order of peers."""
+    """All rounds of the cases whose S3 server is near, then of those where it is far."""
     results = Results(rounds, cases)
-    async with AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(running_storage())
+    async with running_storage() as storage:
         say("filling the S3 server ...")
         await fill(storage, cases)
-        peers: dict[str, Peer] = {name: await stack.enter_async_context(PEERS[name](storage)) for name in peer_names}
-        targets = [
-            (case, name, peer, target)
-            for case in cases
-            for name, peer in peers.items()
-            if (target := await peer.target(case))
-        ]
-        say("warming up ...")
-        for _, _, peer, target in targets:
-            await measure(target, peer.pid)
-        for number in range(rounds):
-            say(f"round {number + 1} of {rounds} ...")
-            for case, name, peer, target in targets if number % 2 == 0 else reversed(targets):
-                results.add(case, name, await measure(target, peer.pid))
+        for origin_ms, near in groupby(sorted(cases, key=lambda case: case.origin_ms), lambda case: case.origin_ms):
+            async with _seen_from(storage, origin_ms) as seen:
+                # Another way to the same S3 server makes no difference to others than these.
+                names = [name for name in peer_names if not origin_ms or name in (OURS, OBVIOUS)]
+                await _compare(results, list(near), names, seen)
     return results
+
+
+@asynccontextmanager
+async def _seen_from(storage: Storage, milliseconds: int) -> AsyncIterator[Storage]:
+    """The S3 server as it is reached from so far away."""
+    if not milliseconds:
+        yield storage
+        return
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    origin = storage.endpoint.rpartition(":")[2]
+    command = [sys.executable, "-m", "benchmarks.delayed_origin", str(port), origin, str(milliseconds)]
+    async with program("delayed_origin", command, url):
+        yield replace(storage, endpoint=url)
+
+
+async def _compare(results: Results, cases: Sequence[Case], peer_names: Sequence[str], storage: Storage) -> None:
+    """Each round downloads every case from every peer; every second round in the opposite order of peers."""
+    async with AsyncExitStack() as stack:
+        peers: dict[str, Peer] = {}
+        for name in peer_names:
+            try:
+                peers[name] = await stack.enter_async_context(PEERS[name](storage))
+            except Unavailable as missing:
+                say(f"{name} is left out: {missing}")
+        pairs = [(case, name) for case in cases for name in peers if name == OURS or not case.only_ours]
+        targets: dict[tuple[str, str], Target | None] = {}
+        for number in range(results.rounds + 1):
+            say(f"round {number} of {results.rounds} ..." if number else "warming up ...")
+            for case, name in pairs if number % 2 else reversed(pairs):
+                try:
+                    if (case.name, name) not in targets or not case.has_crcs:
+                        targets[case.name, name] = await _target(peers[name], case, number)
+                    if (target := targets[case.name, name]) is not None:
+                        measurement = await measure(target, peers[name].pid)
+                        if number:
+                            results.add(case, name, measurement)
+                except FAILURES as error:
+                    say(f"{case.title}, {name}: {error}")
+                    results.fail(case, name, str(error))
+            pairs = [(case, name) for case, name in pairs if (case.name, name) not in results.failures]
+
+
+async def _target(peer: Peer, case: Case, number: int) -> Target | None:
+    """What ``peer`` serves of ``case``; blobs whose CRC-32s shall be unknown are new to it in each round."""
+    return await peer.target(case if case.has_crcs else await asyncio.to_thread(fresh_copy, case, number))
 
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def take(name: str, rounds: int, *, small: bool) -> Efforts:
+async def take(name: str, rounds: int, *, small: bool) -> Efforts | Figures:
     """One subject, on an S3 server of its own."""
-    comparison, full, quick = LIFECYCLE[name]
+    comparison, full, quick = SUBJECTS[name]
     say(f"{name} ...")
     async with running_storage() as storage:
         return await comparison(storage, rounds, count=quick if small else full)
 
 
-def main() -> None:
-    given = arguments()
-    only = given.only or [DOWNLOADS, *LIFECYCLE]
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Two runs in one place would overwrite each other's configuration, and measure each other."""
+    WORKSPACE.mkdir(parents=True, exist_ok=True)
+    with (WORKSPACE / "lock").open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchmarkError("another run is under way here") from None
+        yield
+
+
+def run(given: argparse.Namespace) -> tuple[Mapping[str, Any], bool]:
+    """Measure what is asked for and print each table when it is done; the same as JSON's values, and if all was well.
+
+    What fails is left out, and the rest is measured.
+    """
+    only = given.only or [DOWNLOADS, *SUBJECTS]
     cases = [case for case in (SMALL if given.small else FULL) if not given.case or case.name in given.case]
     peers = [name for name in PEERS if not given.peer or name in given.peer]
     measured: dict[str, Any] = {}
+    facts: dict[tuple[str, str, str], float] = {}
+    well = True
+    if DOWNLOADS in only:
+        results = asyncio.run(compare(cases, peers, given.rounds))
+        print(report.markdown(results) if given.markdown else report.plain(results), flush=True)
+        measured |= report.as_json(results)
+        facts |= results.facts()
+        well = not results.failures
+    for name in SUBJECTS:
+        if name in only:
+            try:
+                taken = asyncio.run(take(name, given.rounds, small=given.small))
+            except FAILURES as error:
+                say(f"{name}: {error}")
+                well = False
+                continue
+            if isinstance(taken, Figures):
+                table, measured[name] = taken.table(markdown=given.markdown), taken.as_json()
+                facts |= taken.facts()
+            else:
+                table = effort_report.table(taken, markdown=given.markdown)
+                measured[name] = effort_report.as_json(taken)
+            print(f"\n{table}", flush=True)
+    if held := aims.table(facts, markdown=given.markdown):
+        print(f"\n{held}")
+        measured["aims"] = aims.as_json(facts)
+    return measured, well
+
+
+def main() -> None:
+    given = arguments()
     try:
-        if DOWNLOADS in only:
-            results = asyncio.run(compare(cases, peers, given.rounds))
-            print(report.markdown(results) if given.markdown else report.plain(results))
-            measured |= report.as_json(results)
-        for name in LIFECYCLE:
-            if name in only:
-                efforts = asyncio.run(take(name, given.rounds, small=given.small))
-                print(effort_report.table(efforts, markdown=given.markdown), flush=True)
-                measured[name] = effort_report.as_json(efforts)
+        with _alone():
+            measured, well = run(given)
     except BenchmarkError as error:
         sys.exit(f"benchmarks: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     if given.json:
         given.json.write_text(json.dumps(measured, indent=2) + "\n", "utf-8")
+    if not well:
+        sys.exit("benchmarks: not everything could be measured: see above")
 
 
 if __name__ == "__main__":

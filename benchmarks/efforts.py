@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from benchmarks.measurement import cpu_seconds
+from benchmarks.kernel import cpu_seconds_each, cpu_seconds_since
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """``count`` things in ``seconds``, with ``cpu_seconds`` (utime + stime) of the process that is looked at."""
+    """``count`` things in ``seconds``, with ``cpu_seconds`` (utime + stime) of the process that is looked at
+    and its descendants."""
 
     count: int
     seconds: float
@@ -38,11 +39,13 @@ class Stopwatch:
 def watched(count: int, *pids: int) -> Iterator[Stopwatch]:
     """Measure the block, in which ``pids`` do ``count`` things."""
     watch = Stopwatch()
-    before = [cpu_seconds(pid) for pid in pids]
+    before = [cpu_seconds_each(pid) for pid in pids]
     began = time.perf_counter()
     yield watch
     seconds = time.perf_counter() - began
-    watch.efforts = [Effort(count, seconds, cpu_seconds(pid) - then) for pid, then in zip(pids, before, strict=True)]
+    watch.efforts = [
+        Effort(count, seconds, cpu_seconds_since(pid, then)) for pid, then in zip(pids, before, strict=True)
+    ]
 
 
 @dataclass(slots=True)

@@ -1,19 +1,13 @@
-"""One download, measured: by curl, which is never the bottleneck, and by what the kernel says of the server."""
+"""One download, measured: by a client that is not the bottleneck, and by what the kernel says of the server."""
 
 import asyncio
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-from benchmarks.peers import Target
+from benchmarks.client import Target, download
+from benchmarks.kernel import cpu_seconds_each, cpu_seconds_since, peak_memory, reset_peak_memory
 from benchmarks.processes import BenchmarkError
-
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-DOWNLOAD_SECONDS = 600
-RESET_PEAK_MEMORY = "5"
-"""Written to /proc/PID/clear_refs; see proc(5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,53 +21,22 @@ class Measurement:
 
 
 async def measure(target: Target, pid: int) -> Measurement:
-    """Download ``target`` from the server ``pid`` once. Raises `BenchmarkError` when other bytes came than must."""
-    _reset_peak_memory(pid)
-    cpu_before = cpu_seconds(pid)
-    seconds, first_byte = await _download(target)
-    cpu = cpu_seconds(pid) - cpu_before
+    """Download ``target`` from the server ``pid`` once. Raises `BenchmarkError` when other bytes came than must.
+
+    The server is that process and its descendants. A target of unknown size is measured by its payload.
+    """
+    reset_peak_memory(pid)
+    before = cpu_seconds_each(pid)
+    done = await asyncio.to_thread(download, target.url)
+    if target.size is not None and done.size != target.size:
+        raise BenchmarkError(f"a download gave {done.size} bytes instead of {target.size}")
+    size = target.payload if target.size is None else target.size
     return Measurement(
-        mb_per_second=target.size / seconds / 1e6,
-        cpu_seconds_per_gb=cpu / (target.size / 1e9),
+        mb_per_second=size / done.seconds / 1e6,
+        cpu_seconds_per_gb=cpu_seconds_since(pid, before) / (size / 1e9),
         peak_memory_mb=peak_memory(pid) / 1e6,
-        first_byte_ms=first_byte * 1e3,
+        first_byte_ms=done.first_byte_seconds * 1e3,
     )
-
-
-async def _download(target: Target) -> tuple[float, float]:
-    """Seconds in all, and until the first byte."""
-    command = ["curl", "--disable", "--silent", "--show-error", "--fail", "--noproxy", "*", "--output", "/dev/null"]
-    command += ["--max-time", str(DOWNLOAD_SECONDS)]
-    command += ["--write-out", "%{http_code} %{size_download} %{time_total} %{time_starttransfer}", target.url]
-    pipe = asyncio.subprocess.PIPE
-    curl = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
-    output, complaint = await curl.communicate()
-    if curl.returncode:
-        raise BenchmarkError(f"curl ended with {curl.returncode}: {complaint.decode().strip()}")
-    status, size, seconds, first_byte = output.decode().split()
-    if status != "200" or int(size) != target.size:
-        raise BenchmarkError(f"a download gave {status} and {size} bytes instead of 200 and {target.size}")
-    return float(seconds), float(first_byte)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time so far of all threads of ``pid``."""
-    # The second field is the program's name, in parentheses, and may hold anything.
-    stat = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    utime, stime = stat[11:13]
-    return (int(utime) + int(stime)) / TICKS_PER_SECOND
-
-
-def peak_memory(pid: int) -> int:
-    """Bytes resident at most since the last reset (VmHWM)."""
-    for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise BenchmarkError(f"the kernel tells no VmHWM of process {pid}")
-
-
-def _reset_peak_memory(pid: int) -> None:
-    Path(f"/proc/{pid}/clear_refs").write_text(RESET_PEAK_MEMORY, "utf-8")
 
 
 def median(measurements: Sequence[Measurement]) -> Measurement:

@@ -1,8 +1,10 @@
 """Server processes on loopback: started, waited for, and ended with the block that needed them."""
 
 import asyncio
+import importlib
+import importlib.util
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,6 +23,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def run(main: Coroutine[object, object, None]) -> None:
+    """`asyncio.run` on uvloop, where that is installed: what stands around a measured server must not be slow."""
+    factory = importlib.import_module("uvloop").new_event_loop if importlib.util.find_spec("uvloop") else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
 
 
 @asynccontextmanager

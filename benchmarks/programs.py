@@ -1,5 +1,6 @@
 """The two programs of this repository as they are run: configuration files on free ports, and their processes."""
 
+import json
 import os
 import secrets
 import sys
@@ -44,8 +45,12 @@ def configured(
     bus: Mapping[str, str] | None = None,
     group: str = "storage-proxy",
     local_root: Path | None = None,
+    settings: Mapping[str, Mapping[str, str | float]] | None = None,
 ) -> Programs:
-    """Both programs over the benchmarks' bucket, or over the directory ``local_root`` by that name."""
+    """Both programs over the benchmarks' bucket, or over the directory ``local_root`` by that name.
+
+    ``settings`` are sections of the proxy's configuration besides.
+    """
     manager, client, rpc, operations = (f"127.0.0.1:{free_port()}" for _ in range(4))
     api_key, rpc_secret, token_secret = (secrets.token_hex(32) for _ in range(3))
     tokens = f"""
@@ -74,6 +79,7 @@ path = "{state}"
 {_keys(bus or {"path": str(WORKSPACE / "bus.db")})}
 [ingest]
 group = "{group}"
+{_sections(settings or {})}
 """,
     )
     manager_config = _write(
@@ -120,8 +126,12 @@ def _s3_bucket(storage: Storage) -> str:
     )
 
 
-def _keys(values: Mapping[str, str]) -> str:
-    return "\n".join(f'{key} = "{value}"' for key, value in values.items())
+def _sections(settings: Mapping[str, Mapping[str, str | float]]) -> str:
+    return "\n".join(f"[{name}]\n{_keys(values)}" for name, values in settings.items())
+
+
+def _keys(values: Mapping[str, str | float]) -> str:
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
 
 
 def _write(name: str, text: str) -> Path:

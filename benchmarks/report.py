@@ -4,9 +4,11 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks import nginx
 from benchmarks.cases import Case
 from benchmarks.measurement import Measurement, median
 from benchmarks.peers import OURS
@@ -16,17 +18,31 @@ HEADERS = ("case", "server", "MB/s", "CPU s/GB", "peak memory MB", "first byte m
 
 @dataclass(slots=True)
 class Results:
-    """Every measurement, by case and peer, in the order of the rounds."""
+    """Every measurement, by case and peer, in the order of the rounds. What failed once has none, and says why."""
 
     rounds: int
     cases: Sequence[Case]
     measurements: dict[tuple[str, str], list[Measurement]] = field(default_factory=dict)
+    failures: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, case: Case, peer: str, measurement: Measurement) -> None:
         self.measurements.setdefault((case.name, peer), []).append(measurement)
 
+    def fail(self, case: Case, peer: str, why: str) -> None:
+        self.failures[case.name, peer] = why
+        self.measurements.pop((case.name, peer), None)
+
     def medians(self, case: Case) -> dict[str, Measurement]:
         return {peer: median(each) for (name, peer), each in self.measurements.items() if name == case.name}
+
+    def facts(self) -> Mapping[tuple[str, str, str], float]:
+        """The medians by case, peer and figure."""
+        return {
+            (case.name, peer, figure): value
+            for case in self.cases
+            for peer, medians in self.medians(case).items()
+            for figure, value in asdict(medians).items()
+        }
 
 
 def machine() -> dict[str, str]:
@@ -35,12 +51,22 @@ def machine() -> dict[str, str]:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    return {
+    told = {
         "CPU": model,
         "cores": str(len(os.sched_getaffinity(0))),
         "kernel": platform.release(),
         "Python": platform.python_version(),
+        "uvloop": _version("uvloop"),
+        "nginx": nginx.version(),
     }
+    return {name: value for name, value in told.items() if value}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
@@ -115,6 +141,7 @@ def as_json(results: Results) -> Mapping[str, Any]:
     return {
         "machine": machine(),
         "rounds": results.rounds,
+        "failures": [{"case": case, "peer": peer, "why": why} for (case, peer), why in results.failures.items()],
         "cases": [
             {
                 **asdict(case),

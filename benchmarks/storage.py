@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -19,6 +19,7 @@ from benchmarks.processes import BenchmarkError, free_port, running
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.literals import ChecksumAlgorithmType
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKSPACE = ROOT / ".services" / "benchmarks"
@@ -52,13 +53,17 @@ class Storage:
 
 
 @asynccontextmanager
-async def running_storage() -> AsyncIterator[Storage]:
-    """versitygw as `make services` installs it, on a directory of its own."""
+async def running_storage(*, access_log: Path | None = None) -> AsyncIterator[Storage]:
+    """versitygw as `make services` installs it, on a directory of its own; a line a request in ``access_log``."""
     BLOBS.mkdir(parents=True, exist_ok=True)
     port = free_port()
     access_key, secret_key, region = "benchmarks", "benchmarks-secret", "us-east-1"
     command = [_server(), "--port", f"127.0.0.1:{port}", "--access", access_key, "--secret", secret_key]
-    command += ["--region", region, "--keep-alive", "--quiet", "posix", str(BLOBS)]
+    command += ["--region", region, "--keep-alive", "--quiet"]
+    if access_log is not None:
+        access_log.unlink(missing_ok=True)
+        command += ["--access-log", str(access_log)]
+    command += ["posix", str(BLOBS)]
     endpoint = f"http://127.0.0.1:{port}"
     log = WORKSPACE / "s3.log"
     async with running(command, ready_url=endpoint, log=log, cwd=ROOT, environment=os.environ) as pid:
@@ -74,11 +79,31 @@ def _server() -> str:
 
 
 async def fill(storage: Storage, cases: Iterable[Case]) -> None:
-    """Upload what is missing, each blob with its CRC-32, as boto3 does it by default."""
+    """Upload what is missing, each blob with its CRC-32, as boto3 does it by default, or with its SHA-256 alone."""
     async with storage.client() as client:
         await _create_bucket(client)
         for case in cases:
-            await _fill_case(client, case)
+            await asyncio.to_thread(shutil.rmtree, _copies(case), ignore_errors=True)
+            for needed in (case, case.whole, case.part):
+                if needed is not None:
+                    await _fill_case(client, needed)
+
+
+def fresh_copy(case: Case, number: int) -> Case:
+    """``case`` over the same blobs by other keys, which nobody has seen before: hard links in the server's directory.
+
+    It blocks. `fill` removes the copies of the last time.
+    """
+    copy = replace(case, folder=f"{case.name}-copies/{number:03}")
+    directory = BLOBS / BUCKET / copy.prefix
+    directory.mkdir(parents=True)
+    for there, here in zip(case.keys, copy.keys, strict=True):
+        os.link(BLOBS / BUCKET / there, BLOBS / BUCKET / here)
+    return copy
+
+
+def _copies(case: Case) -> Path:
+    return BLOBS / BUCKET / case.scale / f"{case.name}-copies"
 
 
 async def put_missing(storage: Storage, prefix: str, keys: Sequence[str], body: bytes) -> None:
@@ -126,8 +151,9 @@ async def _fill_case(client: "S3Client", case: Case) -> None:
     async def upload(key: str) -> None:
         async with slots:
             with _content(key, case.blob_bytes) as body:
-                await client.put_object(Bucket=BUCKET, Key=key, Body=body, ChecksumAlgorithm="CRC32")
+                await client.put_object(Bucket=BUCKET, Key=key, Body=body, ChecksumAlgorithm=algorithm)
 
+    algorithm: ChecksumAlgorithmType = "CRC32" if case.has_crcs else "SHA256"
     async with asyncio.TaskGroup() as group:
         for key in missing:
             group.create_task(upload(key))
