@@ -87,7 +87,7 @@ class S3BucketSettings(Section):
     reader_secret_key: SecretStr | None = None
     delivery: Literal["proxy", "redirect"] = "proxy"
     addressing: Literal["path", "virtual", "auto"] = "auto"
-    max_connections: Count = 1024
+    max_connections: Count = 1280
     connect_timeout_seconds: Seconds = 3.0
     read_timeout_seconds: Seconds = 20.0
     request_timeout_seconds: Seconds = 30.0

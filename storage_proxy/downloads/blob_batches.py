@@ -19,7 +19,7 @@ from storage_proxy.stores.port import BlobStat
 
 MAX_BATCH_URIS = 1000
 _RESOLVED_AT_ONCE = 32
-"""URIs looked up in one transaction: as many as are fetched at once, so that a deletion holds for the rest."""
+"""URIs looked up in one transaction: fewer than are fetched at once, so that a deletion soon holds for the rest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class WindowLimits:
 
     window_bytes: int = 8 << 20
     small_bytes: int = 256 << 10
-    requests: int = 32
+    requests: int = 48
     all_requests: int = 256
     items: int = 256
 
@@ -96,10 +96,10 @@ class Window(Generic[_Item]):
             task.cancel()
         try:
             await asyncio.gather(*tasks, return_exceptions=True)
-        finally:
+        finally:  # also when this is cancelled: the tasks end by themselves then
             self._prefetch.windows -= 1
             for read in reads:
-                await read.leave()
+                await read.aclose()
 
     async def next(self) -> "tuple[_Item, WindowRead | None] | None":
         """The next item, None after the last; the one before is left, whether it was read to its end or not.
@@ -239,7 +239,7 @@ class WindowRead:
             self._not_ahead()
 
     async def leave(self) -> None:
-        """Give back what it holds; nothing more is read of it."""
+        """End it, whether it was read to its end or not."""
         if self._whole and not self._unsent:
             return
         try:
@@ -247,9 +247,13 @@ class WindowRead:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
         finally:
-            self._not_ahead()
-            self._sent(self._unsent)
-            await self._read.aclose()
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Give back what it holds. Returns at once; its task is ended by whoever has it."""
+        self._not_ahead()
+        self._sent(self._unsent)
+        await self._read.aclose()
 
     def _begin(self, task: "asyncio.Task[bytes | None]") -> None:
         self._task = task

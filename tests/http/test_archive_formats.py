@@ -171,7 +171,7 @@ async def test_a_blob_that_changes_mid_deflate_aborts_with_the_framing_unfinishe
         with pytest.raises(aiohttp.ClientPayloadError):
             while chunk := await answer.content.readany():
                 received += chunk
-    assert b"PK\x05\x06" not in received
+    assert not zipfile.is_zipfile(io.BytesIO(received))
     assert await proxy.metric("storage_proxy_downloads_aborted_total") == 1
 
 

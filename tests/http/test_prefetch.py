@@ -39,7 +39,7 @@ async def test_small_blobs_are_asked_for_together_and_come_in_their_order(
     faulty.most_in_flight = 0
     async with behind.http.get(url) as answer:
         content = await answer.read()
-    assert 20 <= faulty.most_in_flight <= 32
+    assert 32 <= faulty.most_in_flight <= 48
     assert faulty.count("GET", "/set/") == len(BLOBS)
     with zipfile.ZipFile(io.BytesIO(content)) as opened:
         assert {f"set/{name}": opened.read(name) for name in opened.namelist()} == BLOBS
