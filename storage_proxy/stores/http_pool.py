@@ -42,8 +42,9 @@ class ConnectionPool:
         self._closed = False
 
     @property
-    def open_connections(self) -> int:
-        return len(self._busy) + len(self._idle)
+    def busy_connections(self) -> int:
+        """How many are handed out."""
+        return len(self._busy)
 
     async def acquire(self, *, fresh: bool = False) -> Connection:
         """A connection, which the caller gives back; ``fresh``: none that was idle, as those may all be stale.
