@@ -10,7 +10,6 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import ip_address
@@ -78,11 +77,12 @@ async def proxy(ours: Client) -> tuple[int, web.AppRunner]:
     transfers = Transfers(DownloadMetrics(CollectorRegistry()), stall_seconds=30)
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        async def chunks(_: Progress) -> AsyncGenerator[Chunk, None]:
+        async def chunks(progress: Progress) -> AsyncGenerator[Chunk, None]:
             reader = await ours.gets.open(request.match_info["name"], 0, SIZE, None)
             assert reader is not None
             try:
                 while chunk := await reader.read():
+                    progress.has_content = True
                     yield chunk
             finally:
                 await reader.aclose()
@@ -90,8 +90,7 @@ async def proxy(ours: Client) -> tuple[int, web.AppRunner]:
         request[REQUEST_ID] = "r"
         response = web.StreamResponse()
         response.content_length = SIZE
-        async with aclosing(chunks(Progress())):
-            await transfers.send(request, response, Body(chunks), Download("blob", "j", 1))
+        await transfers.send(request, response, Body(chunks), Download("blob", "j", 1))
         return response
 
     app = web.Application()

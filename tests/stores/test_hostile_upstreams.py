@@ -64,10 +64,9 @@ def scripts(draw: st.DrawFn) -> Script:
     size = draw(st.sampled_from(SIZES))
     content = CONTENT[:size]
     bad_chunks = draw(st.sampled_from([b"", b"", b"zz\r\n", b"-5\r\n", b"f" * 40 + b"\r\n", b"\r\n", b"5\n"]))
-    if draw(st.booleans()):
-        first, body = head(size), content
-    else:
-        first = head(size, framing="Transfer-Encoding: chunked")
+    framing = draw(st.sampled_from((None, "Transfer-Encoding: chunked")))
+    first, body = head(size, framing=framing), content
+    if framing is not None:
         body = bad_chunks + chunked(content, draw(st.lists(st.integers(1, 9000), max_size=9)))
     match draw(st.sampled_from(("nothing", "insert", "remove", "other", "garbage", "endless", "interim"))):
         case "insert":
@@ -78,7 +77,7 @@ def scripts(draw: st.DrawFn) -> Script:
             first = first[:at] + first[at + draw(st.integers(1, 30)) :]
         case "other":
             status = draw(st.sampled_from(("200 OK", "204 No", "404 Not", "412 No", "416 No", "503 Busy", "600 What")))
-            first = head(size, status=status)
+            first = head(size, status=status, framing=framing)
         case "garbage":
             first = draw(st.binary(max_size=300))
         case "endless":
