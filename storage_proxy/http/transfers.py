@@ -90,8 +90,8 @@ class Transfers:
         self, request: web.Request, response: web.StreamResponse, body: Body, download: Download, transfer: _Transfer
     ) -> None:
         sent = self._metrics.sent_bytes.labels(download.op)
-        await response.prepare(request)
-        if request.transport is None:
+        writer = await response.prepare(request)
+        if request.transport is None or writer is None:
             raise ConnectionResetError
         # Drained means empty: what counts as sent has left this process, and no chunk is overwritten while it waits.
         request.transport.set_write_buffer_limits(high=0)
@@ -99,6 +99,7 @@ class Transfers:
             async for chunk in body:
                 transfer.watch.written += len(chunk)
                 await response.write(chunk)
+                await writer.drain()  # `write` itself waits only once 64 KiB are on their way
                 sent.inc(len(chunk))
             await response.write_eof()
 

@@ -14,6 +14,7 @@ from storage_proxy.bus.kafka import open_kafka_bus
 from storage_proxy.bus.kafka_options import KafkaOptions
 from storage_proxy.bus.observer import BusObserver
 from storage_proxy.bus.port import EventBus
+from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.common.errors import BusUnavailable, ServiceError, StateUnavailable
 from storage_proxy.settings import EmbeddedBusSettings, ProxySettings, S3BucketSettings, SqliteStateSettings
 from storage_proxy.state.fdb_client import FdbOptions
@@ -22,6 +23,7 @@ from storage_proxy.state.port import KeyValueStore
 from storage_proxy.state.records import Records
 from storage_proxy.state.sqlite import SqliteOptions, open_sqlite
 from storage_proxy.stores.buckets import Buckets
+from storage_proxy.stores.buffers import BufferPool
 from storage_proxy.stores.local import LocalBlobStore
 from storage_proxy.stores.port import BlobStore
 from storage_proxy.stores.s3 import S3Options, open_s3_store
@@ -68,16 +70,19 @@ async def open_bus(settings: ProxySettings, stack: AsyncExitStack, *, observer: 
     return await stack.enter_async_context(open_kafka_bus(options, observer=observer))
 
 
-async def open_buckets(settings: ProxySettings, stack: AsyncExitStack, *, only_reads: bool) -> Buckets:
-    """Every bucket of the configuration; asks none of them anything."""
+async def open_buckets(
+    settings: ProxySettings, stack: AsyncExitStack, budget: ByteBudget, *, only_reads: bool
+) -> Buckets:
+    """Every bucket of the configuration; asks none of them anything. Their readers' buffers draw on ``budget``."""
     stores: dict[str, BlobStore] = {}
+    buffers = BufferPool(budget)
     session = aioboto3.Session()  # one for all buckets: each reads the model of S3 again, 200 ms
     for name, bucket in settings.buckets.items():
         if isinstance(bucket, S3BucketSettings):
             options = _s3_options(bucket, only_reads=only_reads)
-            stores[name] = await stack.enter_async_context(open_s3_store(options, session=session))
+            stores[name] = await stack.enter_async_context(open_s3_store(options, session=session, buffers=buffers))
         else:
-            stores[name] = LocalBlobStore(bucket.root)
+            stores[name] = LocalBlobStore(bucket.root, buffers=buffers)
             stack.push_async_callback(stores[name].aclose)
     return Buckets(stores)
 

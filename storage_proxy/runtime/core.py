@@ -42,7 +42,7 @@ async def open_core(settings: ProxySettings, *, only_reads: bool = False) -> Asy
     """
     async with AsyncExitStack() as stack:
         budget = ByteBudget(settings.limits.buffer_bytes)
-        buckets = await open_buckets(settings, stack, only_reads=only_reads)
+        buckets = await open_buckets(settings, stack, budget, only_reads=only_reads)
         store, records = await open_state(settings, stack)
         registry = CollectorRegistry()
         options = _ingest_options(settings)

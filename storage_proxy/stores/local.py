@@ -14,7 +14,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from isal import isal_zlib
 
@@ -23,11 +22,12 @@ from storage_proxy.common.errors import (
     BlobNotFound,
     StorageError,
     StorageTimeout,
-    StorageUnavailable,
     UnsafeName,
 )
+from storage_proxy.stores.buffers import BufferPool
 from storage_proxy.stores.local_deletion import Erasure, delete_all, discard_temporaries
 from storage_proxy.stores.local_listing import FOLDER_ETAG, Listing, file_stat, folder_marker
+from storage_proxy.stores.local_reader import Begun, LocalReader
 from storage_proxy.stores.local_threads import Threads
 from storage_proxy.stores.local_tree import Opened, Tree, is_absent, locate, read_version
 from storage_proxy.stores.local_uploads import Upload
@@ -42,20 +42,16 @@ _PACKED = {
     "br": "application/x-brotli",
 }
 
-
-class _Begun(NamedTuple):
-    """A range whose first bytes are read; ``fd`` is None when they are all of it."""
-
-    fd: int | None
-    etag: str
-    first: bytes
+_FIRST_BYTES = 64 << 10
+"""Read when a blob is opened: all of a small one."""
 
 
 class LocalBlobStore:
     """The `BlobStore` over the directory ``root``, with the abilities `ReadsCrc32`, `ReceivesUploads`, `DeletesBlobs`.
 
-    A read may take ``stall_timeout`` seconds, any other call ``request_timeout``; ``chunk_bytes`` are read at a
-    time, by at most ``threads`` threads. A thread that the file system blocks stays blocked, its caller does not.
+    A read may take ``stall_timeout`` seconds, any other call ``request_timeout``. Downloads are read through
+    ``buffers``; what is written or summed goes ``chunk_bytes`` at a time. At most ``threads`` threads do it: one that
+    the file system blocks stays blocked, its caller does not.
     """
 
     def __init__(
@@ -66,11 +62,13 @@ class LocalBlobStore:
         request_timeout: float = 30.0,
         chunk_bytes: int = 1 << 20,
         threads: int = 16,
+        buffers: BufferPool | None = None,
     ) -> None:
         self._tree = Tree(root)
         self._stall_timeout = stall_timeout
         self._request_timeout = request_timeout
         self._chunk_bytes = chunk_bytes
+        self._buffers = buffers or BufferPool()
         self._threads = Threads(threads, "local-blobs")
         # Whole files are summed elsewhere, so that they never keep reads waiting.
         self._summing = Threads(2, "local-crc32")
@@ -83,7 +81,7 @@ class LocalBlobStore:
         work = partial(self._begin, key, start, stop, if_match)
         future = self._threads.submit(work)
         begun = await self._threads.outcome(future, self._request_timeout, _abandon)
-        return _LocalReader(self._threads, begun, start, stop, self._chunk_bytes, self._stall_timeout)
+        return LocalReader(self._threads, self._buffers, begun, start, stop, timeout=self._stall_timeout)
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Sequence[BlobStat]]:
         try:
@@ -211,19 +209,19 @@ class LocalBlobStore:
             raise BlobChanged
         return opened
 
-    def _begin(self, key: str, start: int, stop: int, if_match: str | None) -> _Begun:
+    def _begin(self, key: str, start: int, stop: int, if_match: str | None) -> Begun:
         fd, etag, size = self._open(key, if_match)
         try:
             if stop > size:
                 raise BlobChanged
-            first = read_version(fd, etag, start, min(self._chunk_bytes, stop - start))
+            first = read_version(fd, etag, start, min(self._chunk_bytes, _FIRST_BYTES, stop - start))
         except BaseException:
             os.close(fd)
             raise
         if start + len(first) < stop:
-            return _Begun(fd, etag, first)
+            return Begun(fd, etag, first)
         os.close(fd)
-        return _Begun(None, etag, first)
+        return Begun(None, etag, first)
 
     def _sum_all(
         self, versions: Sequence[tuple[str, str]], given_up: threading.Event, sums: MutableSequence[int | None]
@@ -264,48 +262,6 @@ class LocalBlobStore:
             next(entries, None)
 
 
-def _abandon(begun: _Begun) -> None:
+def _abandon(begun: Begun) -> None:
     if begun.fd is not None:
         os.close(begun.fd)
-
-
-class _LocalReader:
-    """A range of an open file. Its descriptor is closed when no thread is reading from it any more."""
-
-    def __init__(
-        self, threads: Threads, begun: _Begun, start: int, stop: int, chunk_bytes: int, timeout: float
-    ) -> None:
-        self._threads = threads
-        self._fd, self._etag, self._first = begun
-        self._offset = start
-        self._stop = stop
-        self._chunk_bytes = chunk_bytes
-        self._timeout = timeout
-        self._pending: Future[bytes] | None = None
-
-    async def read(self) -> bytes:
-        if self._offset == self._stop:
-            return b""
-        if self._first:
-            chunk, self._first = self._first, b""
-        else:
-            chunk = await self._read_next()
-        self._offset += len(chunk)
-        return chunk
-
-    async def _read_next(self) -> bytes:
-        if self._fd is None:
-            raise StorageUnavailable("The reader is closed")
-        size = min(self._chunk_bytes, self._stop - self._offset)
-        work = partial(read_version, self._fd, self._etag, self._offset, size)
-        self._pending = self._threads.submit(work)
-        return await self._threads.outcome(self._pending, self._timeout)
-
-    async def aclose(self) -> None:
-        fd, self._fd, self._first = self._fd, None, b""
-        if fd is None:
-            return
-        if self._pending is None:
-            os.close(fd)
-        else:  # at once if it is done, else by the thread that still reads
-            self._pending.add_done_callback(lambda _: os.close(fd))

@@ -13,6 +13,7 @@ import aioboto3
 from isal import isal_zlib
 
 from storage_proxy.common.errors import BlobNotFound, StorageError, StorageUnavailable, UnsafeName
+from storage_proxy.stores.buffers import BufferPool
 from storage_proxy.stores.port import BlobReader, BlobStat, PresignedPut, UploadTerms
 from storage_proxy.stores.s3_answers import (
     check_range,
@@ -26,6 +27,7 @@ from storage_proxy.stores.s3_checksums import ObjectChecksums
 from storage_proxy.stores.s3_connections import S3Options, open_connections
 from storage_proxy.stores.s3_deletion import S3Deletion
 from storage_proxy.stores.s3_errors import BadRequest, translated
+from storage_proxy.stores.s3_gets import GetRequests
 from storage_proxy.stores.s3_heads import HeadRequests
 from storage_proxy.stores.s3_reader import S3Reader
 from storage_proxy.stores.s3_signer import Signer
@@ -46,19 +48,22 @@ _PAGE = 1000
 
 
 @asynccontextmanager
-async def open_s3_store(options: S3Options, *, session: aioboto3.Session | None = None) -> AsyncIterator["S3BlobStore"]:
-    """The store and its clients, closed on leaving. Nothing is asked of the server yet.
+async def open_s3_store(
+    options: S3Options, *, session: aioboto3.Session | None = None, buffers: BufferPool | None = None
+) -> AsyncIterator["S3BlobStore"]:
+    """The store and its clients, closed on leaving. Nothing is asked of the server yet. ``buffers`` are for readers.
 
     A first client costs 200 ms, mostly for reading the library's model of S3; with a shared ``session`` the next one
     costs 10. The session's own keys do not matter where ``options`` have some.
     """
-    async with open_connections(options, session or aioboto3.Session()) as connections:
+    async with open_connections(options, session or aioboto3.Session(), buffers or BufferPool()) as connections:
         store = S3BlobStore(
             connections.client,
             bucket=options.bucket,
             prefix=options.prefix,
             presign_client=connections.public_client,
             heads=connections.heads,
+            gets=connections.gets,
             public_signer=connections.public_signer,
             request_timeout=options.request_timeout,
             stall_timeout=options.read_timeout,
@@ -84,6 +89,7 @@ class S3BlobStore:
         prefix: str = "",
         presign_client: "S3Client | None" = None,
         heads: HeadRequests | None = None,
+        gets: GetRequests | None = None,
         public_signer: Signer | None = None,
         request_timeout: float = 30.0,
         stall_timeout: float = 20.0,
@@ -92,6 +98,7 @@ class S3BlobStore:
         self._client = client
         self._presign_client = presign_client or client
         self._heads = heads
+        self._gets = gets
         self._public_signer = public_signer
         self._bucket = bucket
         self._prefix = prefix
@@ -140,28 +147,35 @@ class S3BlobStore:
         name = object_name(self._prefix, key)
         if name is None:
             raise BlobNotFound
-        question: GetObjectRequestTypeDef = {
-            "Bucket": self._bucket,
-            "Key": name,
-            "Range": f"bytes={start}-{stop - 1}",
-        }
-        if if_match is not None:
-            question["IfMatch"] = if_match
         async with self._deadline("GetObject"):
             if may_be_alias(name) and not await self._is_listed(name):
                 raise BlobNotFound
             try:
-                with translated("GetObject"):
-                    answer = await self._client.get_object(**question)
+                reader = await self._reader(name, start, stop, if_match)
             except BadRequest as error:
                 if await self._is_listed(name):
                     raise
                 raise BlobNotFound from error
         self._bucket_seen = True
+        return reader
+
+    async def _reader(self, name: str, start: int, stop: int, if_match: str | None) -> BlobReader:
+        with translated("GetObject"):
+            if self._gets is not None and (own := await self._gets.open(name, start, stop, if_match)) is not None:
+                return own
+            question: GetObjectRequestTypeDef = {
+                "Bucket": self._bucket,
+                "Key": name,
+                "Range": f"bytes={start}-{stop - 1}",
+            }
+            if if_match is not None:
+                question["IfMatch"] = if_match
+            answer = await self._client.get_object(**question)
         body: Any = answer["Body"]  # a wrapper that copies and joins; beneath it is aiohttp's response
         reader = S3Reader(body.__wrapped__, length=stop - start, stall_timeout=self._stall_timeout)
+        said = answer["ResponseMetadata"]
         try:
-            check_range(answer, start, stop, if_match)
+            check_range(said["HTTPStatusCode"], said["HTTPHeaders"], start, stop, if_match)
         except BaseException:
             await reader.aclose()
             raise

@@ -12,7 +12,7 @@ from storage_proxy.common.errors import BlobChanged, StorageError
 from storage_proxy.stores.port import BlobStat, whole_seconds
 
 if TYPE_CHECKING:
-    from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, ObjectTypeDef
+    from types_aiobotocore_s3.type_defs import ObjectTypeDef
 
 MAX_NAME_BYTES = 1024
 """The longest name of an object (S3 user guide, "Naming Amazon S3 objects")."""
@@ -72,16 +72,15 @@ def stat_of_listed(key: str, item: "ObjectTypeDef") -> BlobStat:
     )
 
 
-def check_range(answer: "GetObjectOutputTypeDef", start: int, stop: int, if_match: str | None) -> None:
+def check_range(status: int, headers: Mapping[str, str], start: int, stop: int, if_match: str | None) -> None:
     """Whether the body is ``start`` to ``stop`` of the version ``if_match`` (RFC 9110 sections 14.4 and 15.3.7).
 
     Raises `BlobChanged` for another version and for a blob that ends before ``stop``, else `StorageError`.
     """
-    headers = answer["ResponseMetadata"]["HTTPHeaders"]
     if if_match is not None and quoted(headers.get("etag", "")) != if_match:
         raise BlobChanged
     length = headers.get("content-length")  # absent when the body is chunked; the reader counts anyway
-    if answer["ResponseMetadata"]["HTTPStatusCode"] == 206:
+    if status == 206:
         found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         if found is None:
             raise StorageError("The storage did not say which range it sends")

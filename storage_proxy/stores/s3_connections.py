@@ -16,6 +16,9 @@ from aiobotocore.config import AioConfig
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
+from storage_proxy.stores.buffers import BufferPool
+from storage_proxy.stores.http_pool import open_pool
+from storage_proxy.stores.s3_gets import GetRequests
 from storage_proxy.stores.s3_heads import HeadRequests
 from storage_proxy.stores.s3_signer import Signer, address_of, chain_keys, fixed_keys
 from storage_proxy.stores.s3_signing import Credentials
@@ -51,16 +54,19 @@ class S3Options:
 
 @dataclass(frozen=True, slots=True)
 class S3Connections:
-    """``public_client`` and ``public_signer`` are for URLs that clients use; without ``heads`` the SDK asks."""
+    """``public_client`` and ``public_signer`` are for URLs that clients use; without the others the SDK asks."""
 
     client: "S3Client"
     public_client: "S3Client"
     heads: HeadRequests | None
+    gets: GetRequests | None
     public_signer: Signer | None
 
 
 @asynccontextmanager
-async def open_connections(options: S3Options, session: aioboto3.Session) -> AsyncIterator[S3Connections]:
+async def open_connections(
+    options: S3Options, session: aioboto3.Session, buffers: BufferPool
+) -> AsyncIterator[S3Connections]:
     """Everything that a store needs, closed on leaving. Nothing is asked of the server yet."""
     async with AsyncExitStack() as stack:
 
@@ -82,12 +88,25 @@ async def open_connections(options: S3Options, session: aioboto3.Session) -> Asy
         inside = outside = await client(options.endpoint)
         if options.public_endpoint not in {None, options.endpoint}:
             outside = await client(options.public_endpoint)
-        heads = None
+        heads = gets = None
         if (inner := await signer(inside)) is not None:
-            own = await stack.enter_async_context(_own_connections(options, session, inner.origin))
+            trust = _trust(session) if inner.origin.startswith("https:") else None
+            own = await stack.enter_async_context(_own_connections(options, trust))
             proxy = get_environ_proxies(inner.origin).get(inner.origin.partition(":")[0])
             heads = HeadRequests(own, inner, max_attempts=options.max_attempts, proxy=proxy)
-        yield S3Connections(inside, outside, heads, await signer(outside))
+            if proxy is None:
+                pool = await stack.enter_async_context(
+                    open_pool(
+                        inner.origin,
+                        trust=trust,
+                        limit=options.max_connections,
+                        connect_timeout=options.connect_timeout,
+                    )
+                )
+                gets = GetRequests(
+                    pool, inner, buffers, max_attempts=options.max_attempts, stall_timeout=options.read_timeout
+                )
+        yield S3Connections(inside, outside, heads, gets, await signer(outside))
 
 
 def _keys(options: S3Options, session: aioboto3.Session) -> Callable[[], Awaitable[Credentials]]:
@@ -96,13 +115,15 @@ def _keys(options: S3Options, session: aioboto3.Session) -> Callable[[], Awaitab
     return partial(chain_keys, session)
 
 
-def _own_connections(options: S3Options, session: aioboto3.Session, origin: str) -> aiohttp.ClientSession:
-    trust: ssl.SSLContext | bool = True
-    if origin.startswith("https:"):
-        named = session._session.get_config_variable("ca_bundle")  # noqa: SLF001 - boto3 has no other door to it
-        trust = ssl.create_default_context(cafile=named or get_cert_path(True))
+def _trust(session: aioboto3.Session) -> ssl.SSLContext:
+    """Without ALPN: a server that is not asked for HTTP/2 does not speak it."""
+    named = session._session.get_config_variable("ca_bundle")  # noqa: SLF001 - boto3 has no other door to it
+    return ssl.create_default_context(cafile=named or get_cert_path(True))
+
+
+def _own_connections(options: S3Options, trust: ssl.SSLContext | None) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=options.max_connections, ssl=trust),
+        connector=aiohttp.TCPConnector(limit=options.max_connections, ssl=trust or True),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=options.connect_timeout, sock_read=options.read_timeout),
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=["accept", "user-agent"],

@@ -32,6 +32,8 @@ _LATER = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "OperationAborted"}
 )
 
+_TRY_AGAIN = frozenset({500, 502, 503, 504})
+
 _NO_SUCH_KEY = frozenset({"", "404", "NoSuchKey", "NoSuchVersion", "NotFound"})
 """Another code with a 404 is of something else, such as an account; a HEAD has none."""
 
@@ -71,6 +73,11 @@ def answer_of(error: ClientError) -> tuple[int, str]:
     """The status and the code of an answer."""
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     return status, str(error.response.get("Error", {}).get("Code", ""))
+
+
+def asks_for_patience(status: int, code: str) -> bool:
+    """Whether a request may be tried again after this answer to it."""
+    return status in _TRY_AGAIN or code in _LATER
 
 
 def refusal(operation: str, status: int, code: str) -> ServiceError:

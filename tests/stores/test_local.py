@@ -9,7 +9,9 @@ import threading
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -401,18 +403,18 @@ async def test_closed_readers_leave_no_descriptor_open(store: LocalBlobStore, ro
 
 
 class Gate:
-    """Stands in for `os.pread` and blocks as a file system that does not answer."""
+    """Stands in for `os.pread` and `os.preadv`, and blocks as a file system that does not answer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered = threading.Event()
         self.opened = threading.Event()
-        self._pread = os.pread
-        monkeypatch.setattr(os, "pread", self)
+        for name in ("pread", "preadv"):
+            monkeypatch.setattr(os, name, partial(self._call, getattr(os, name)))
 
-    def __call__(self, fd: int, size: int, offset: int) -> bytes:
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         self.entered.set()
         assert self.opened.wait(20)
-        return self._pread(fd, size, offset)
+        return function(*arguments)
 
 
 async def test_a_file_system_that_does_not_answer_is_a_timeout(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
