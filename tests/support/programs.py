@@ -186,10 +186,13 @@ async def service(
     workers: Sequence[str] = (),
     more: str = "",
     serving: str = "serve",
+    options: Sequence[str] = (),
+    **environment: str,
 ) -> AsyncIterator[Service]:
     """The programs over ``buckets``, with a worker for each role in ``workers``.
 
-    ``serving`` is the command of the proxies: ``all`` makes workers of them, too.
+    ``serving`` is the command of the proxies: ``all`` makes workers of them, too; ``options`` are what it is given.
+    ``environment`` is added to that of each program.
 
     ``more`` is TOML for the proxies and workers; without tables of its own their state and bus are embedded.
     """
@@ -209,7 +212,9 @@ async def service(
             f'[client]\nlisten = "127.0.0.1:{client}"\n[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
             f'[operations]\nlisten = "127.0.0.1:{operations}"\n{common}\n'
         )
-        made.append(Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log", (serving,)))
+        made.append(
+            Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log", (serving, *options))
+        )
     working = []
     for index, role in enumerate(workers):
         port = ports[3 * proxies + index]
@@ -228,7 +233,7 @@ async def service(
     running = Service(manager_url, urls[0 : 3 * proxies : 3], manager, made, working)
     try:
         for program in running.programs:
-            await program.start()
+            await program.start(**environment)
         yield running
     finally:
         for program in running.programs:

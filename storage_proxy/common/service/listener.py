@@ -41,6 +41,8 @@ class Listener:
             middlewares=[observe_requests(self.in_flight), *middlewares], client_max_size=max_body_bytes
         )
         self.app.on_response_prepare.append(add_common_headers)
+        self.shares_address = False
+        """Whether other sockets of the same user may listen on the address, too: the kernel spreads connections."""
         self._listen = listen
         self._runner: _Runner | None = None
 
@@ -58,7 +60,7 @@ class Listener:
             auto_decompress=False,
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, backlog=1024).start()
+        await web.TCPSite(self._runner, host, port, backlog=1024, reuse_port=self.shares_address or None).start()
         _log.info("listening", extra={"listener": self.name, "address": self.address})
 
     @property
