@@ -21,14 +21,6 @@ settings.register_profile("soak", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests run in several processes: those that share what is costly to start share one."""
-    for item in items:
-        if "backing" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("backing"))
-
-
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
     """A real S3 server, shared; skips, or fails where REQUIRE_SERVICES says so, when there is none."""
