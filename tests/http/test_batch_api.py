@@ -24,7 +24,10 @@ JUNK = "blob:junk"
 
 
 # aiohttp's own reader of multipart, where a boundary comes in two chunks.
-pytestmark = pytest.mark.filterwarnings(r"ignore:unread_data\(\) is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.both_loops,
+    pytest.mark.filterwarnings(r"ignore:unread_data\(\) is deprecated:DeprecationWarning"),
+]
 
 
 @pytest.fixture
