@@ -187,12 +187,13 @@ async def service(
     more: str = "",
     serving: str = "serve",
     options: Sequence[str] = (),
+    client: str = "",
     **environment: str,
 ) -> AsyncIterator[Service]:
     """The programs over ``buckets``, with a worker for each role in ``workers``.
 
     ``serving`` is the command of the proxies: ``all`` makes workers of them, too; ``options`` are what it is given.
-    ``environment`` is added to that of each program.
+    ``client`` is TOML for the proxies' client listener; ``environment`` is added to that of each program.
 
     ``more`` is TOML for the proxies and workers; without tables of its own their state and bus are embedded.
     """
@@ -206,10 +207,11 @@ async def service(
     common = "\n".join([f"[tokens]\n{_KEYS}", *tables, more])
     made = []
     for index in range(proxies):
-        client, rpc, operations = ports[3 * index : 3 * index + 3]
+        client_port, rpc, operations = ports[3 * index : 3 * index + 3]
         config = directory / f"proxy{index}.toml"
         config.write_text(
-            f'[client]\nlisten = "127.0.0.1:{client}"\n[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
+            f'[client]\nlisten = "127.0.0.1:{client_port}"\n{client}\n'
+            f'[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
             f'[operations]\nlisten = "127.0.0.1:{operations}"\n{common}\n'
         )
         made.append(

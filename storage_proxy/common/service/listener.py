@@ -3,6 +3,7 @@
 The law: nothing a client sends is logged as it came, and nothing it sends is answered in another form.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +62,8 @@ class Listener:
         )
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port, backlog=1024, reuse_port=self.shares_address or None).start()
-        _log.info("listening", extra={"listener": self.name, "address": self.address})
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        _log.info("listening", extra={"listener": self.name, "address": self.address, "loop": loop})
 
     @property
     def address(self) -> str:
