@@ -40,6 +40,7 @@ async def supervise(settings: ProxySettings, config: Path, count: int) -> int:
 
         shutdown = settings.shutdown
         supervisor = Supervisor(command, count, drain_seconds=shutdown.unready_seconds + shutdown.drain_seconds)
+        supervisor.life.obey_signals()
         operations = Listener("operations", settings.operations.listen)
         add_endpoints(operations.app, endpoints_of(HealthHandlers(supervisor)))
         add_endpoints(operations.app, endpoints_of(MetricsHandlers(supervisor.metrics)))

@@ -25,8 +25,7 @@ from storage_proxy.common.service.process import Life, start_listener
 _log = logging.getLogger(__name__)
 
 _HEALTHY_SECONDS = 60.0
-_GRACE_SECONDS = 5.0
-"""After the time that a drain may take, for its last steps."""
+GRACE_SECONDS = 5.0
 _OWN = 0
 """The number under which the supervisor's own metrics are merged: processes count from 1."""
 
@@ -40,15 +39,21 @@ class CannotStart(Exception):
 
 
 class Supervisor:
-    """``count`` processes that ``command`` begins. ``drain_seconds``: for how long a drain may take."""
+    """``count`` processes that ``command`` begins. A drain may take ``drain_seconds``; who has not ended
+    ``grace_seconds`` later, and so long after another order, is killed.
+    """
 
-    def __init__(self, command: ChildCommand, count: int, *, drain_seconds: float) -> None:
+    def __init__(
+        self, command: ChildCommand, count: int, *, drain_seconds: float, grace_seconds: float = GRACE_SECONDS
+    ) -> None:
         self._command = command
         self._numbers = range(1, count + 1)
         self._drain_seconds = drain_seconds
+        self._grace_seconds = grace_seconds
         self._children: dict[int, Child] = {}
         self._merged = MergedMetrics()
-        self._life = Life()
+        self.life = Life()
+        """Whoever runs this says by it when to stop."""
         self._killed = 0
         self._registry = CollectorRegistry()
         running = Gauge("storage_proxy_processes", "Processes that run", registry=self._registry)
@@ -58,11 +63,10 @@ class Supervisor:
         )
 
     async def run(self, operations: Listener) -> int:
-        """Run until a signal, drain, and return the exit code: 0, or 1 when a process had to be killed.
+        """Run until `life` says so, drain, and return the exit code: 0, or 1 when a process had to be killed.
 
         Raises `AddressTaken` for ``operations``, and `CannotStart`.
         """
-        self._life.obey_signals()
         try:
             await start_listener(operations)
             return await self._run()
@@ -71,12 +75,12 @@ class Supervisor:
 
     async def _run(self) -> int:
         keepers = [asyncio.create_task(self._keep(number)) for number in self._numbers]
-        stopping = asyncio.create_task(self._life.stopping.wait())
+        stopping = asyncio.create_task(self.life.stopping.wait())
         await asyncio.wait([stopping, *keepers], return_when=asyncio.FIRST_COMPLETED)
         if stopping.done():
-            _log.info("draining", extra={"cause": self._life.cause, "seconds": self._drain_seconds})
+            _log.info("draining", extra={"cause": self.life.cause, "seconds": self._drain_seconds})
         else:  # a keeper ends by itself only when its process cannot start
-            self._life.stop_at_once("a process cannot start")
+            self.life.stop_at_once("a process cannot start")
             await stopping
         await self._end_all(keepers)
         for keeper in keepers:
@@ -96,7 +100,7 @@ class Supervisor:
     async def readiness(self) -> Readiness:
         """Ready as soon as one process is; what any of them misses is named once."""
         states = await asyncio.gather(*map(self._state_of, self._numbers))
-        ready = not self._life.stopping.is_set() and any(state.ready for state in states)
+        ready = not self.life.stopping.is_set() and any(state.ready for state in states)
         return Readiness(ready=ready, degraded=list(dict.fromkeys(line for state in states for line in state.degraded)))
 
     async def _state_of(self, number: int) -> Readiness:
@@ -111,10 +115,10 @@ class Supervisor:
         """A process under ``number``, and another one when it dies, until the drain."""
         clock = asyncio.get_running_loop().time
         pauses = Pauses(PausePolicy(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS), random.SystemRandom())
-        while not self._life.stopping.is_set():
+        while not self.life.stopping.is_set():
             began = clock()
             reason = await self._one(number)
-            if self._life.stopping.is_set():
+            if self.life.stopping.is_set():
                 return
             if clock() - began > _HEALTHY_SECONDS:
                 pauses.reset()
@@ -124,7 +128,7 @@ class Supervisor:
             self._restarts.inc()
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._life.stopping.wait()
+                    await self.life.stopping.wait()
 
     async def _one(self, number: int) -> str:
         """Begin a process and wait for its end; how it ended. Raises `CannotStart`."""
@@ -134,13 +138,13 @@ class Supervisor:
             return str(error)
         self._children[number] = child
         _log.info("a process was begun", extra={"child": number, "pid": child.pid})
-        if self._life.stopping.is_set():
+        if self.life.stopping.is_set():
             child.drain()
         code = await child.ended()
         del self._children[number]
         self._merged.end(number)
         others_serve = any(each.started for each in self._children.values())
-        if code > 0 and not child.started and not others_serve and not self._life.stopping.is_set():
+        if code > 0 and not child.started and not others_serve and not self.life.stopping.is_set():
             raise CannotStart(code)
         return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
@@ -149,14 +153,14 @@ class Supervisor:
         for child in self._children.values():
             child.drain()
         ended = asyncio.gather(*keepers, return_exceptions=True)
-        ending = asyncio.create_task(self._life.ending.wait())
-        timeout = self._drain_seconds + _GRACE_SECONDS
+        ending = asyncio.create_task(self.life.ending.wait())
+        timeout = self._drain_seconds + self._grace_seconds
         both: list[asyncio.Future[Any]] = [ended, ending]
         await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         ending.cancel()
         for child in self._children.values():
             child.end()
-        await asyncio.wait([ended], timeout=_GRACE_SECONDS)
+        await asyncio.wait([ended], timeout=self._grace_seconds)
         for child in self._children.values():
             _log.error("a process that does not end is killed", extra={"child": child.number})
             self._killed += 1
