@@ -25,7 +25,7 @@ run: $(VENV)/.runtime ## both programs with sample blobs; prints two links and s
 	@$(BIN)/python tools/demo.py
 
 test: $(VENV)/.test ## the whole test suite (ARGS="-k zip" picks some, ARGS="-n 0" runs one after the other)
-	@$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.test ## format, lint, types, tests
 	$(BIN)/ruff format --check .

@@ -22,6 +22,20 @@ settings.register_profile("soak", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 
+_LONGEST_FIRST = ("soak/test_faults.py", "soak", "e2e", "interop", "contracts", "bus")
+"""What takes long begins first: tests run in several processes, each file in one, and none should be left for last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    places = [here / place for place in _LONGEST_FIRST]
+
+    def rank(item: pytest.Item) -> int:
+        return next((rank for rank, place in enumerate(places) if item.path.is_relative_to(place)), len(places))
+
+    items.sort(key=rank)
+
+
 @pytest.hookimpl
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """A test runs on asyncio's loop; one that is marked ``both_loops`` on uvloop, too, where there is one."""

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from tests.support.programs import API_KEY, RPC_SECRET, TOKEN_SECRET, Service, free_ports, service
 from tests.support.raw_http import Answer, Connection, exchange, request
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("hostile")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MIB = 1 << 20
 SURROGATE = "\ud800"

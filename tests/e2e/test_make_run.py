@@ -20,7 +20,7 @@ from tests.support import zip_readers
 from tests.support.programs import ROOT, free_ports, get_json, run
 from tests.support.zip_readers import LIST, READ, Digests, Sizes
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LINES = ("manager api:   ", "api key:       ", "blob link:     ", "archive link:  ")
 LISTENERS = ("MANAGER_API__LISTEN", "STORAGE_PROXY__CLIENT__LISTEN", "STORAGE_PROXY__RPC__LISTEN")

@@ -69,7 +69,7 @@ def _without_request(status: int, answer: dict[str, Any]) -> tuple[int, dict[str
     return status, {name: value for name, value in answer.items() if name != "request_id"}
 
 
-@pytest.fixture(params=["embedded", pytest.param("production", marks=pytest.mark.xdist_group("production"))])
+@pytest.fixture(params=["embedded", "production"])
 async def house(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[House]:
     zip_readers.program("curl")
     if request.param == "production":

@@ -97,7 +97,6 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path.unlink()
 
 
-@pytest.mark.xdist_group("large")
 def test_every_reader_lists_an_archive_of_over_four_gibibytes(reader: str, large: Path, tmp_path: Path) -> None:
     assert LIST[reader](large, tmp_path) == {"small.bin": 3, "large.bin": 5 << 30, "far.bin": 4}
 

@@ -58,7 +58,6 @@ async def caused(name: str, backing: Backing, directory: Path) -> Record:
     return record
 
 
-@pytest.mark.xdist_group("faults")
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", sorted(FAULTS, key=lambda name: name in STOPS))
 async def test_all_is_settled_after(name: str, backing: Backing, running: Running, tmp_path: Path) -> None:
