@@ -11,6 +11,9 @@ PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 PACKAGE := setup.cfg pyproject.toml
 
+# Most tests wait, for programs and for what they do: more processes than cores are worth it.
+TESTERS ?= 4
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run test check soak services services-stop bench clean
@@ -21,8 +24,8 @@ help: ## this list
 run: $(VENV)/.runtime ## both programs with sample blobs; prints two links and stays up
 	@$(BIN)/python tools/demo.py
 
-test: $(VENV)/.test ## the whole test suite (ARGS="-k zip" picks some)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test ## the whole test suite (ARGS="-k zip" picks some, ARGS="-n 0" runs one after the other)
+	@$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.test ## format, lint, types, tests
 	$(BIN)/ruff format --check .

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from storage_proxy.common.service.loops import LoopChoice, loop_factory, uvloop_is_installed
 from tests.support.deployment import Backing
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.kafka import KafkaBroker, PrivateKafka, kafka_broker
@@ -19,6 +20,28 @@ from tests.support.s3 import PrivateS3, S3Bucket, S3Server, fresh_bucket, s3_ser
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.register_profile("soak", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
+
+
+_LONGEST_FIRST = ("soak/test_faults.py", "soak", "e2e", "interop", "contracts", "bus")
+"""What takes long begins first: tests run in several processes, each file in one, and none should be left for last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    places = [here / place for place in _LONGEST_FIRST]
+
+    def rank(item: pytest.Item) -> int:
+        return next((rank for rank, place in enumerate(places) if item.path.is_relative_to(place)), len(places))
+
+    items.sort(key=rank)
+
+
+@pytest.hookimpl
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """A test runs on asyncio's loop; one that is marked ``both_loops`` on uvloop, too, where there is one."""
+    both = item.get_closest_marker("both_loops") is not None and uvloop_is_installed()
+    names: Sequence[LoopChoice] = ("asyncio", "uvloop") if both else ("asyncio",)
+    return {name: loop_factory(name) for name in names}
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ def main() -> None:
 
 for command in (
     services.serve,
+    services.serve_child,
     services.worker,
     services.everything,
     services.check_config,

@@ -7,16 +7,39 @@ import click
 
 from storage_proxy.common.service.commands import config_option, load_or_exit, run_service
 from storage_proxy.runtime.process import ALL_ROLES, run
+from storage_proxy.runtime.processes import CHILD_COMMAND, serve_as_child, supervise
 from storage_proxy.runtime.workers import Role
 from storage_proxy.settings import ProxySettings
+
+MAX_PROCESSES = 64
 
 
 @click.command()
 @config_option
-def serve(config: Path) -> None:
+@click.option(
+    "--processes",
+    type=click.IntRange(1, MAX_PROCESSES),
+    default=1,
+    show_default=True,
+    help="Serve in so many processes, each with a loop and limits of its own.",
+)
+def serve(config: Path, processes: int) -> None:
     """Serve clients and the manager until SIGTERM."""
     settings = _with_listeners(config)
-    run_service(settings, run(settings, serving=True))
+    run_service(settings, run(settings, serving=True) if processes == 1 else supervise(settings, config, processes))
+
+
+@click.command(name=CHILD_COMMAND, hidden=True)
+@config_option
+@click.option("--client", help="The client listener's address.")
+@click.option("--rpc", help="The RPC listener's address.")
+@click.option("--number", type=int, required=True)
+@click.option("--descriptor", type=int, required=True, help="This end of the supervisor's socket.")
+def serve_child(config: Path, client: str | None, rpc: str | None, number: int, descriptor: int) -> None:
+    """Serve as one of several processes: begun by `serve --processes`, by nobody else."""
+    settings = _with_listeners(config)
+    addresses = {name: address for name, address in (("client", client), ("rpc", rpc)) if address is not None}
+    run_service(settings, serve_as_child(settings, addresses, descriptor), process=number)
 
 
 @click.command()

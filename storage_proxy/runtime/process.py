@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
+
 from storage_proxy.bus.metrics import BusMetrics
 from storage_proxy.common.service.endpoints import add_endpoints, endpoints_of
 from storage_proxy.common.service.listener import Listener
@@ -25,6 +27,7 @@ class Process:
     listeners: Sequence[Listener]
     operations: Listener
     health: Health
+    registry: CollectorRegistry
     work: Sequence[Work]
 
 
@@ -62,4 +65,4 @@ async def open_process(
         operations = Listener("operations", settings.operations.listen)
         add_endpoints(operations.app, endpoints_of(HealthHandlers(health)))
         add_endpoints(operations.app, endpoints_of(MetricsHandlers(core.registry)))
-        yield Process(listeners, operations, health, work)
+        yield Process(listeners, operations, health, core.registry, work)

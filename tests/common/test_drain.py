@@ -6,6 +6,8 @@ import pytest
 from storage_proxy.common.service.listener import Listener
 from storage_proxy.common.service.operations import Health
 
+pytestmark = pytest.mark.both_loops
+
 
 @pytest.fixture
 async def listener(start) -> Listener:

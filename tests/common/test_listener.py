@@ -6,6 +6,8 @@ import pytest
 
 from storage_proxy.common.service.listener import MAX_LINE_BYTES, Listener
 
+pytestmark = pytest.mark.both_loops
+
 
 @pytest.fixture
 async def listener(start) -> Listener:

@@ -26,6 +26,13 @@ MIB = 1 << 20
 JUNK = "blob:junk"
 
 
+# aiohttp's own reader of multipart, where a boundary comes in two chunks.
+pytestmark = [
+    pytest.mark.both_loops,
+    pytest.mark.filterwarnings(r"ignore:unread_data\(\) is deprecated:DeprecationWarning"),
+]
+
+
 @pytest.fixture
 async def local(tmp_path: Path) -> AsyncIterator[RunService]:
     async with local_service(tmp_path) as opened:

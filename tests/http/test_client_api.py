@@ -18,6 +18,8 @@ import pytest
 from storage_proxy.common.tokens import ArchiveGrant, Disposition, InlineFile, UploadGrant
 from tests.support.proxy import KEY, RunningProxy, blob_grant, local_settings, running, token
 
+pytestmark = pytest.mark.both_loops
+
 CONTENT = bytes(range(256)) * 5000
 
 

@@ -10,6 +10,8 @@ import pytest
 from storage_proxy.http.stall_watch import StallWatch
 from tests.support.proxy import blob_grant, local_settings, running
 
+pytestmark = pytest.mark.both_loops
+
 SIZE = 24 << 20
 
 

@@ -29,6 +29,8 @@ from tests.support.proxy import KEY, RPC_SECRET, token
 from tests.support.raw_http import Connection, request
 from tests.support.state import sqlite_store
 
+pytestmark = pytest.mark.both_loops
+
 MAX_BYTES = 4 << 20
 CONTENT = bytes(range(256)) * 8_000  # above every buffer, and above the listener's limit for other bodies
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage_proxy.bus.kafka_options import KafkaOptions
-from tests.support.real_services import PrivateService, unavailable
+from tests.support.real_services import PrivateService, shared
 from tools import services
 
 
@@ -42,19 +42,13 @@ def kafka_broker() -> Iterator[KafkaBroker]:
     if bootstrap_servers := os.environ.get("TEST_KAFKA_BOOTSTRAP"):
         yield KafkaBroker(bootstrap_servers)
         return
-    run = services.running(services.Kafka())
-    was_running = run.port() is not None
-    if not was_running:  # the topics of earlier tests only make it slow
-        shutil.rmtree(run.directory / "data", ignore_errors=True)
-    try:
-        port = run.start()
-    except services.NotInstalled as failure:
-        unavailable("kafka", str(failure))
-    try:
+    with shared(services.Kafka(), before_start=_forget_topics) as port:
         yield KafkaBroker(f"127.0.0.1:{port}")
-    finally:
-        if not was_running:
-            run.stop()
+
+
+def _forget_topics(run: services.Run) -> None:
+    """The topics of earlier tests only make it slow."""
+    shutil.rmtree(run.directory / "data", ignore_errors=True)
 
 
 class PrivateKafka(PrivateService):

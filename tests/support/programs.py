@@ -186,14 +186,16 @@ async def service(
     workers: Sequence[str] = (),
     more: str = "",
     serving: str = "serve",
-    client: Mapping[str, object] | None = None,
+    options: Sequence[str] = (),
+    client: str = "",
+    **environment: str,
 ) -> AsyncIterator[Service]:
     """The programs over ``buckets``, with a worker for each role in ``workers``.
 
-    ``serving`` is the command of the proxies: ``all`` makes workers of them, too.
+    ``serving`` is the command of the proxies: ``all`` makes workers of them, too; ``options`` are what it is given.
+    ``client`` is TOML for the proxies' client listener; ``environment`` is added to that of each program.
 
     ``more`` is TOML for the proxies and workers; without tables of its own their state and bus are embedded.
-    ``client`` has further keys of the proxies' client listener.
     """
     directory.mkdir(parents=True, exist_ok=True)
     manager_port, *ports = free_ports(1 + 3 * proxies + len(workers))
@@ -206,13 +208,15 @@ async def service(
     made = []
     for index in range(proxies):
         client_port, rpc, operations = ports[3 * index : 3 * index + 3]
-        listener = _table("client", {"listen": f"127.0.0.1:{client_port}", **(client or {})})
         config = directory / f"proxy{index}.toml"
         config.write_text(
-            f'{listener}\n[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
+            f'[client]\nlisten = "127.0.0.1:{client_port}"\n{client}\n'
+            f'[rpc]\nlisten = "127.0.0.1:{rpc}"\nsecrets = ["{RPC_SECRET}"]\n'
             f'[operations]\nlisten = "127.0.0.1:{operations}"\n{common}\n'
         )
-        made.append(Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log", (serving,)))
+        made.append(
+            Program("storage_proxy", config, urls[3 * index + 2], directory / f"proxy{index}.log", (serving, *options))
+        )
     working = []
     for index, role in enumerate(workers):
         port = ports[3 * proxies + index]
@@ -231,7 +235,7 @@ async def service(
     running = Service(manager_url, urls[0 : 3 * proxies : 3], manager, made, working)
     try:
         for program in running.programs:
-            await program.start()
+            await program.start(**environment)
         yield running
     finally:
         for program in running.programs:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import aioboto3
 
 from storage_proxy.stores.s3 import S3BlobStore, S3Options, open_s3_store
-from tests.support.real_services import PrivateService, unavailable
+from tests.support.real_services import PrivateService, shared
 from tools import services
 
 if TYPE_CHECKING:
@@ -92,17 +92,8 @@ def s3_server() -> Iterator[S3Server]:
         secret_key = os.environ.get("TEST_S3_SECRET_KEY", services.S3_SECRET_KEY)
         yield S3Server(endpoint, access_key, secret_key)
         return
-    run = services.running(services.S3())
-    was_running = run.port() is not None
-    try:
-        port = run.start()
-    except services.NotInstalled as failure:
-        unavailable("s3", str(failure))
-    try:
+    with shared(services.S3()) as port:
         yield S3Server(f"http://127.0.0.1:{port}", services.S3_ACCESS_KEY, services.S3_SECRET_KEY)
-    finally:
-        if not was_running:
-            run.stop()
 
 
 @asynccontextmanager

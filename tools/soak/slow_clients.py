@@ -45,9 +45,10 @@ async def slow_clients(scale: Scale, record: Record, directory: Path) -> None:
         async with server.server.client() as client:
             answer = await client.get_object(Bucket=BUCKET, Key="set/0.bin")
             content = await answer["Body"].read()
-        patience = {"stall_seconds": _STALL_SECONDS}
         buckets = {"media": {**bucket_over(server), "max_connections": 4096}}
-        async with service(directory / "programs", buckets, more=_LIMITS, client=patience) as running:
+        async with service(
+            directory / "programs", buckets, more=_LIMITS, client=f"stall_seconds = {_STALL_SECONDS}"
+        ) as running:
             proxy = running.proxies[0]
             url = (await running.mint("blob", {"bucket": "media", "key": "set/0.bin"}))["url"]
             await _fast(url, content)

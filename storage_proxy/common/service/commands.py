@@ -10,6 +10,7 @@ import click
 
 from storage_proxy.common.errors import ServiceError
 from storage_proxy.common.service.logs import configure_logs
+from storage_proxy.common.service.loops import loop_factory
 from storage_proxy.common.service.process import AddressTaken
 from storage_proxy.common.service.settings import InvalidSettings, ServiceSettings
 
@@ -30,11 +31,17 @@ def load_or_exit(settings_class: type[_Settings], config: Path) -> _Settings:
         sys.exit(2)
 
 
-def run_service(settings: ServiceSettings, service: Coroutine[Any, Any, None]) -> NoReturn:
-    """Run ``service`` to its end and exit: 0 after a drain, 1 with one line when it cannot start."""
-    configure_logs(settings.environment)
+def run_service(
+    settings: ServiceSettings, service: Coroutine[Any, Any, int | None], *, process: int | None = None
+) -> NoReturn:
+    """Run ``service`` to its end and exit: 0 after a drain, or what it says; 1 with one line when it cannot start.
+
+    ``process`` is this one's number among several.
+    """
+    configure_logs(settings.environment, process=process)
     try:
-        asyncio.run(service)
+        with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
+            code = runner.run(service)
     except AddressTaken as error:
         click.echo(f"cannot listen: {error}", err=True)
         sys.exit(1)
@@ -43,4 +50,4 @@ def run_service(settings: ServiceSettings, service: Coroutine[Any, Any, None]) -
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(0)
+    sys.exit(code or 0)

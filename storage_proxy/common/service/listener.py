@@ -3,6 +3,7 @@
 The law: nothing a client sends is logged as it came, and nothing it sends is answered in another form.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,8 @@ class Listener:
             middlewares=[observe_requests(self.in_flight), *middlewares], client_max_size=max_body_bytes
         )
         self.app.on_response_prepare.append(add_common_headers)
+        self.shares_address = False
+        """Whether other sockets of the same user may listen on the address, too: the kernel spreads connections."""
         self._listen = listen
         self._runner: _Runner | None = None
 
@@ -58,8 +61,9 @@ class Listener:
             auto_decompress=False,
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, backlog=1024).start()
-        _log.info("listening", extra={"listener": self.name, "address": self.address})
+        await web.TCPSite(self._runner, host, port, backlog=1024, reuse_port=self.shares_address or None).start()
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        _log.info("listening", extra={"listener": self.name, "address": self.address, "loop": loop})
 
     @property
     def address(self) -> str:

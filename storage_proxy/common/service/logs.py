@@ -50,9 +50,23 @@ class LineFormatter(logging.Formatter):
         return redacted(f"{line}{fields}{newline}{rest}")
 
 
-def configure_logs(environment: str) -> None:
-    """Send everything of level INFO to stderr, in the form of the environment."""
+class _Numbered(logging.Filter):
+    """Lets everything through, with the number of this process."""
+
+    def __init__(self, process: int) -> None:
+        super().__init__()
+        self._process = process
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.__dict__["child"] = self._process
+        return True
+
+
+def configure_logs(environment: str, *, process: int | None = None) -> None:
+    """Send everything of level INFO to stderr, in the form of the environment; every line says which ``process``."""
     handler = logging.StreamHandler(sys.stderr)
+    if process is not None:
+        handler.addFilter(_Numbered(process))
     handler.setFormatter(JsonFormatter() if environment == "production" else LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -9,10 +9,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 from pydantic import BaseModel, Field
 
 from storage_proxy.common.errors import ServiceError
@@ -85,10 +87,18 @@ async def _ask(name: str, probe: Probe) -> str | None:
     return None
 
 
+class HasReadiness(Protocol):
+    """What can be asked whether it is ready: one process, or several as one."""
+
+    async def readiness(self) -> Readiness:
+        """The state now."""
+        ...
+
+
 class HealthHandlers:
     """The health endpoints."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: HasReadiness) -> None:
         self._health = health
 
     @endpoint("GET", "/health/live")
@@ -110,13 +120,13 @@ class HealthHandlers:
 class MetricsHandlers:
     """The metrics endpoint."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, source: CollectorRegistry | Callable[[], Awaitable[Collector]]) -> None:
+        self._source = source
 
     @endpoint("GET", "/metrics")
     async def metrics(self) -> web.Response:
-        """Every metric of this process, for Prometheus."""
-        body = generate_latest(self._registry)
+        """Every metric of this process, or of several as one, for Prometheus."""
+        body = generate_latest(await self._source() if callable(self._source) else self._source)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

@@ -21,6 +21,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from storage_proxy.common.service.loops import LoopChoice, uvloop_is_installed
+
 MIN_SECRET_BYTES = 32
 DEVELOPMENT_MARK = "dev-only"
 
@@ -140,6 +142,8 @@ class ServiceSettings(BaseSettings):
     """Where Pydantic puts a union's tag into the path of an error: first keys -> index of the tag."""
 
     environment: Literal["development", "production"] = "development"
+    loop: LoopChoice = "auto"
+    """The event loop: `storage_proxy.common.service.loops`."""
 
     _toml_file: ClassVar[Path | None] = None
 
@@ -176,9 +180,12 @@ class ServiceSettings(BaseSettings):
 
     def problems(self) -> list[str]:
         """What no single field can see. Subclasses add to it."""
+        found = []
+        if self.loop == "uvloop" and not uvloop_is_installed():
+            found.append("loop: uvloop is not installed here")
         if self.environment != "production":
-            return []
-        return [f"{path}: {reason}" for path, secret in _guarded(self) if (reason := _weakness(secret))]
+            return found
+        return found + [f"{path}: {reason}" for path, secret in _guarded(self) if (reason := _weakness(secret))]
 
     @classmethod
     def _unknown_variables(cls) -> list[str]:
