@@ -163,6 +163,33 @@ async def test_an_idle_connection_is_closed_after_its_time() -> None:
         await server.until_left()
 
 
+async def test_a_view_outlives_a_reader_that_is_closed_early() -> None:
+    """A chunk may still wait in a client's connection, which is aborted only a moment later."""
+    size, sent = 60_000, asyncio.Event()
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> bool:
+        start = 1000 * server.connections + len(server.requests)
+        writer.write(head(size) + CONTENT[start : start + 500])
+        await writer.drain()
+        if len(server.requests) == 1:
+            await sent.wait()
+        writer.write(CONTENT[start + 500 : start + size])
+        await writer.drain()
+        return True
+
+    async with upstream(answer) as server, client(server.port) as ours:
+        reader = await ours.gets.open("k", 0, size, None)
+        assert reader is not None
+        view = await reader.read()
+        expected = bytes(view)
+        sent.set()
+        await reader.aclose()
+        ours.assert_nothing_held()
+        for _ in range(5):
+            await ours.read(size, if_match=None)
+        assert view == expected
+
+
 async def test_cancelling_at_any_point_leaves_nothing_behind() -> None:
     size = len(CONTENT)
     turns = random.Random(7)
