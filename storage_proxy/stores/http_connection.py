@@ -168,6 +168,8 @@ class Exchange:
         self._connection.end()
         self._buffers.close(self._out)
         self._out = self._fill = None
+        self._begin = self._end = 0
+        self._wake()
         return reusable
 
     def _piece(self, body: Sized | Chunked) -> memoryview:

@@ -124,7 +124,11 @@ class ObjectReader:
         self._exchange = exchange
         self._left = length
 
-    async def read(self) -> memoryview:
+    async def read(self) -> bytes | memoryview:
+        if self._exchange.closed:  # and its connection may be somebody else's by now
+            if self._left:
+                raise StorageUnavailable("The reader is closed")
+            return b""
         chunk = await self._exchange.read()
         if len(chunk) > self._left:
             raise StorageError("The storage sent more bytes than were asked for")

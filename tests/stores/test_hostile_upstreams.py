@@ -190,6 +190,37 @@ async def test_a_view_outlives_a_reader_that_is_closed_early() -> None:
         assert view == expected
 
 
+async def test_a_reader_that_is_over_leaves_the_next_one_alone() -> None:
+    """Its connection is another's by then."""
+    script = Script(100, head(100) + CONTENT[:100], (50,), "keep")
+    async with upstream(script) as server, client(server.port) as ours:
+        first = await ours.gets.open("k", 0, 100, None)
+        assert first is not None
+        while await first.read():
+            pass
+        second = await ours.gets.open("k", 0, 100, None)
+        assert second is not None
+        assert not await first.read()
+        await first.aclose()
+        given = bytearray()
+        await read_into(given, second)
+        assert (given, server.connections) == (CONTENT[:100], 1)
+
+
+async def test_a_read_ends_when_its_reader_is_closed() -> None:
+    async with upstream(Script(100, head(100) + CONTENT[:50], (), "stall")) as server, client(server.port) as ours:
+        reader = await ours.gets.open("k", 0, 100, None)
+        assert reader is not None
+        assert await reader.read() == CONTENT[:50]
+        reading = asyncio.create_task(reader.read())
+        await asyncio.sleep(0)
+        await reader.aclose()
+        with pytest.raises(StorageUnavailable):
+            await reading
+        with pytest.raises(StorageUnavailable):
+            await reader.read()
+
+
 async def test_cancelling_at_any_point_leaves_nothing_behind() -> None:
     size = len(CONTENT)
     turns = random.Random(7)
