@@ -5,6 +5,7 @@ followed by anything, ends its connection.
 """
 
 import asyncio
+from contextlib import suppress
 from typing import cast
 
 from storage_proxy.common.errors import StorageError, StorageTimeout, StorageUnavailable
@@ -19,9 +20,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self.used = False
+        """Whether it has carried an exchange."""
         self.idle_since = 0.0
-        self.lost = asyncio.get_running_loop().create_future()
-        """Done once the connection is closed."""
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._paused = False
@@ -79,21 +79,18 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._exchange is not None:
             self._exchange.ended()
-        if not self.lost.done():
-            self.lost.set_result(None)
 
 
 class Exchange:
-    """A request sent over ``connection``, and its answer. Each wait is bounded by ``timeout`` seconds.
+    """A request over ``connection``, and its answer in ``buffers``. Each wait is bounded by ``timeout`` seconds.
 
     Raises `StorageUnavailable` when the connection ends, `StorageTimeout` when nothing comes, and `StorageError` for
-    what is no answer. Whoever begins it calls `close` on every path.
+    what is no answer. Whoever makes one calls `close` on every path.
     """
 
     def __init__(
         self,
         connection: Connection,
-        request: bytes,
         buffers: ReaderBuffers,
         *,
         timeout: float,
@@ -120,7 +117,9 @@ class Exchange:
         self.heard = False
         """Whether a byte of the answer has come."""
         self.closed = False
-        connection.begin(self, request)
+
+    def begin(self, request: bytes) -> None:
+        self._connection.begin(self, request)
 
     async def head(self) -> Head:
         while self._head is None:
@@ -150,12 +149,13 @@ class Exchange:
 
     def drain(self) -> None:
         """Read over what has come already, if that may be the body's end: for the connection's sake."""
-        try:
-            while self._body is not None and not self._body.done and self._failure is None:
-                if not self._piece(self._body):
-                    return
-        except StorageError:
-            pass
+        if self._body is None or self._failure is not None:
+            return
+        with suppress(BadAnswer):
+            if self._out is not None:
+                self._out_begin = _skipped(self._body, self._out, self._out_begin, self._out_end)
+            if self._fill is not None:
+                self._begin = _skipped(self._body, self._fill, self._begin, self._end)
 
     def close(self) -> bool:
         """Give the buffers back; whether the connection is good for another exchange. It is ended otherwise."""
@@ -168,6 +168,8 @@ class Exchange:
         self._connection.end()
         self._buffers.close(self._out)
         self._out = self._fill = None
+        self._begin = self._end = 0
+        self._wake()
         return reusable
 
     def _piece(self, body: Sized | Chunked) -> memoryview:
@@ -275,3 +277,12 @@ class Exchange:
     def ended(self) -> None:
         self._ended = True
         self._wake()
+
+
+def _skipped(body: Sized | Chunked, buffer: Buffer, begin: int, end: int) -> int:
+    """Where the body's bytes end that lie from ``begin`` on; the buffer's bytes stay as they are."""
+    while begin < end:
+        start, begin = body.next(buffer.bytes, begin, end)
+        if begin == start:
+            break
+    return begin

@@ -98,20 +98,18 @@ class GetRequests:
         request = _request(url.removeprefix(self._signer.origin), headers)
         connection = await self._pool.acquire()
         while True:
-            exchange, kept = None, connection.used
+            buffers, kept = ReaderBuffers(self._buffers, length), connection.used
+            exchange = Exchange(connection, buffers, timeout=self._stall_timeout)
             try:
-                exchange = Exchange(
-                    connection, request, ReaderBuffers(self._buffers, length), timeout=self._stall_timeout
-                )
+                exchange.begin(request)
                 head = await exchange.head()
                 if head.status in {200, 206}:
                     return connection, exchange, head
                 raise _Refused(head.status, await _error_code(exchange))
             except BaseException as error:
-                reusable = exchange is not None and exchange.close()
-                self._pool.give_back(connection, reusable=reusable)
-                stale = kept and exchange is not None and not exchange.heard
-                if not stale or not isinstance(error, StorageUnavailable):
+                self._pool.give_back(connection, reusable=exchange.close())
+                stale = kept and not exchange.heard and isinstance(error, StorageUnavailable)
+                if not stale:
                     raise
             # The server closed what was idle just when it was used: that is no attempt.
             connection = await self._pool.acquire(fresh=True)
@@ -126,7 +124,11 @@ class ObjectReader:
         self._exchange = exchange
         self._left = length
 
-    async def read(self) -> memoryview:
+    async def read(self) -> bytes | memoryview:
+        if self._exchange.closed:  # and its connection may be somebody else's by now
+            if self._left:
+                raise StorageUnavailable("The reader is closed")
+            return b""
         chunk = await self._exchange.read()
         if len(chunk) > self._left:
             raise StorageError("The storage sent more bytes than were asked for")

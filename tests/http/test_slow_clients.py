@@ -30,7 +30,7 @@ from storage_proxy.downloads.sources import Chunk
 from storage_proxy.http.transfers import Download, Transfers
 from tests.support.upstream import Client, client, head, upstream
 
-SIZE = 6 << 20
+SIZE = 4 << 20
 CONTENTS = {f"/bucket/{name}".encode(): random.Random(name).randbytes(SIZE) for name in "abcd"}
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
@@ -45,22 +45,23 @@ def loops() -> list[object]:
     return [*found, pytest.param(uvloop.new_event_loop, id="uvloop")]
 
 
+@pytest.mark.parametrize("budget", [128 << 20, 1 << 20], ids=["large buffers", "small buffers"])
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("new_loop", loops())
-def test_slow_clients_receive_every_byte_as_it_was(new_loop: Loop, secure: bool, tmp_path: Path) -> None:
+def test_slow_clients_receive_every_byte_as_it_was(new_loop: Loop, secure: bool, budget: int, tmp_path: Path) -> None:
     serving, trust = contexts(tmp_path) if secure else (None, None)
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(slow_clients(serving, trust))
+        runner.run(slow_clients(serving, trust, budget))
 
 
-async def slow_clients(serving: ssl.SSLContext | None, trust: ssl.SSLContext | None) -> None:
+async def slow_clients(serving: ssl.SSLContext | None, trust: ssl.SSLContext | None, budget: int) -> None:
     async def fast(request: bytes, writer: asyncio.StreamWriter) -> bool:
         content = CONTENTS[request.split()[1]]
         writer.write(head(SIZE) + content)
         await writer.drain()
         return True
 
-    async with upstream(fast, tls=serving) as server, client(server.port, trust=trust) as ours:
+    async with upstream(fast, tls=serving) as server, client(server.port, trust=trust, budget=budget) as ours:
         port, runner = await proxy(ours)
         try:
             async with asyncio.timeout(60):

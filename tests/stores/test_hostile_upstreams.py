@@ -163,6 +163,64 @@ async def test_an_idle_connection_is_closed_after_its_time() -> None:
         await server.until_left()
 
 
+async def test_a_view_outlives_a_reader_that_is_closed_early() -> None:
+    """A chunk may still wait in a client's connection, which is aborted only a moment later."""
+    size, sent = 60_000, asyncio.Event()
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> bool:
+        start = 1000 * server.connections + len(server.requests)
+        writer.write(head(size) + CONTENT[start : start + 500])
+        await writer.drain()
+        if len(server.requests) == 1:
+            await sent.wait()
+        writer.write(CONTENT[start + 500 : start + size])
+        await writer.drain()
+        return True
+
+    async with upstream(answer) as server, client(server.port) as ours:
+        reader = await ours.gets.open("k", 0, size, None)
+        assert reader is not None
+        view = await reader.read()
+        expected = bytes(view)
+        sent.set()
+        await reader.aclose()
+        ours.assert_nothing_held()
+        for _ in range(5):
+            await ours.read(size, if_match=None)
+        assert view == expected
+
+
+async def test_a_reader_that_is_over_leaves_the_next_one_alone() -> None:
+    """Its connection is another's by then."""
+    script = Script(100, head(100) + CONTENT[:100], (50,), "keep")
+    async with upstream(script) as server, client(server.port) as ours:
+        first = await ours.gets.open("k", 0, 100, None)
+        assert first is not None
+        while await first.read():
+            pass
+        second = await ours.gets.open("k", 0, 100, None)
+        assert second is not None
+        assert not await first.read()
+        await first.aclose()
+        given = bytearray()
+        await read_into(given, second)
+        assert (given, server.connections) == (CONTENT[:100], 1)
+
+
+async def test_a_read_ends_when_its_reader_is_closed() -> None:
+    async with upstream(Script(100, head(100) + CONTENT[:50], (), "stall")) as server, client(server.port) as ours:
+        reader = await ours.gets.open("k", 0, 100, None)
+        assert reader is not None
+        assert await reader.read() == CONTENT[:50]
+        reading = asyncio.create_task(reader.read())
+        await asyncio.sleep(0)
+        await reader.aclose()
+        with pytest.raises(StorageUnavailable):
+            await reading
+        with pytest.raises(StorageUnavailable):
+            await reader.read()
+
+
 async def test_cancelling_at_any_point_leaves_nothing_behind() -> None:
     size = len(CONTENT)
     turns = random.Random(7)

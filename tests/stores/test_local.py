@@ -25,6 +25,7 @@ from storage_proxy.common.errors import (
     StorageTimeout,
     StorageUnavailable,
 )
+from storage_proxy.stores.buffers import BufferPool
 from storage_proxy.stores.local import LocalBlobStore
 from storage_proxy.stores.port import BlobStore, ReadsCrc32, whole_seconds
 from tests.support.blobs import found, list_all, list_keys, read_all, read_range
@@ -559,3 +560,43 @@ async def test_a_page_of_a_listing_never_knows_type_or_crc32(store: LocalBlobSto
 @pytest.mark.parametrize(("moment", "told"), [(-5, 0), (0, 0), (1.9, 1), (10**12, 253_402_300_799)])
 def test_a_time_that_nobody_can_write_is_drawn_to_one_that_can_be(moment: float, told: int) -> None:
     assert whole_seconds(moment) == told
+
+
+# Buffers
+
+
+async def test_a_large_file_is_read_in_pooled_buffers_that_are_given_back(root: Path) -> None:
+    content = random.Random(4).randbytes(9 << 20)
+    (root / "k").write_bytes(content)
+    pool = BufferPool()
+    store = LocalBlobStore(root, buffers=pool)
+    reader = await store.open("k", start=0, stop=len(content), if_match=None)
+    sizes, received = [], bytearray()
+    while chunk := await reader.read():
+        sizes.append(len(chunk))
+        received += chunk
+        assert pool.budget.taken <= 2 << 20
+    assert pool.budget.taken == 0, "at the end, before it is closed"
+    await reader.aclose()
+    assert received == content
+    assert (sizes[0], max(sizes)) == (64 << 10, 1 << 20)
+    early = await store.open("k", start=0, stop=len(content), if_match=None)
+    for _ in range(6):
+        await early.read()
+    await early.aclose()
+    assert (pool.budget.taken, pool.readers) == (0, 0)
+    await store.aclose()
+
+
+async def test_a_view_of_a_file_stays_as_it_is_until_the_next_read(root: Path) -> None:
+    content = random.Random(4).randbytes(9 << 20)
+    (root / "k").write_bytes(content)
+    store = LocalBlobStore(root)
+    reader = await store.open("k", start=0, stop=len(content), if_match=None)
+    offset = 0
+    while chunk := await reader.read():
+        await asyncio.to_thread(lambda: None)  # a thread that reads ahead has its turn
+        assert chunk == content[offset : offset + len(chunk)]
+        offset += len(chunk)
+    await reader.aclose()
+    await store.aclose()

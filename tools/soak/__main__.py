@@ -25,7 +25,7 @@ from tools.soak.kills import kills
 from tools.soak.large_archives import archives_of_huge_entries, archives_of_many_entries
 from tools.soak.orphans import orphans
 from tools.soak.outages import downloads_fail_visibly, downloads_survive_restarts
-from tools.soak.properties import any_request, any_slice_and_any_body
+from tools.soak.properties import any_answer, any_request, any_slice_and_any_body
 from tools.soak.record import Record, Scale
 from tools.soak.references import references
 from tools.soak.resumes import resumes_after_cuts
@@ -57,6 +57,7 @@ CASES: Mapping[str, Case] = {
     "outages-healed": downloads_survive_restarts,
     "outages-for-good": downloads_fail_visibly,
     "any-slice": any_slice_and_any_body,
+    "any-answer": any_answer,
     "any-request": any_request,
     "disconnects": clients_that_disconnect,
     "slow-clients": slow_clients,

@@ -24,6 +24,12 @@ async def any_slice_and_any_body(scale: Scale, record: Record, directory: Path) 
     await _run_properties(["tests/downloads/test_bodies.py"] if scale.quick else paths, scale, record, directory)
 
 
+async def any_answer(scale: Scale, record: Record, directory: Path) -> None:
+    """Servers that break every rule: our own requests to them end in the right bytes or in a clear error."""
+    paths = ["tests/stores/test_hostile_upstreams.py", "tests/stores/test_http_responses.py"]
+    await _run_properties([*paths, "tests/stores/test_buffers.py"], scale, record, directory)
+
+
 async def any_request(scale: Scale, record: Record, directory: Path) -> None:
     """The fuzzing of the running programs: JSON, queries, tokens, bytes on the wire."""
     only = ["-k", "any_json_sent_to_the_rpc"] if scale.quick else []
