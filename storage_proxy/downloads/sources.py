@@ -58,11 +58,15 @@ class HealPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where pins are read: the buckets, for how long a broken one is tried, what counts it."""
+    """Where pins are read: the buckets, for how long a broken one is tried, what counts it.
+
+    ``contradicted`` is told of a version whose content is not of the CRC-32 that was believed of it.
+    """
 
     buckets: Buckets
     policy: HealPolicy
     metrics: DownloadMetrics
+    contradicted: Callable[[Pin], None] = lambda _: None
 
     def read(
         self,
@@ -197,6 +201,7 @@ class BlobRead:
                 assert self._learned is not None
                 self._learned(self._crc)
             elif self._crc != self._expected:
+                self._sources.contradicted(self._pin)
                 raise StorageError("A blob's content contradicts its CRC-32")
 
     async def _wait_out(self, error: StorageUnavailable | StorageTimeout) -> None:

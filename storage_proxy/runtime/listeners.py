@@ -78,7 +78,8 @@ async def open_listeners(core: Core, health: Health, stack: AsyncExitStack) -> l
         )
     if settings.client is not None:
         metrics.watch_plan_cache(cache)
-        sources = Sources(buckets, HealPolicy(settings.heal.attempts, settings.heal.seconds), metrics)
+        policy = HealPolicy(settings.heal.attempts, settings.heal.seconds)
+        sources = Sources(buckets, policy, metrics, contradicted=learned.forget)
         prefetch = Prefetch(core.budget)
         metrics.watch_prefetch(lambda: core.budget.taken, lambda: prefetch.requests)
         threads = stack.enter_context(closing(DeflateThreads(settings.limits.deflate_threads)))

@@ -5,6 +5,8 @@ import io
 import zipfile
 import zlib
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -215,6 +217,18 @@ async def test_content_that_contradicts_its_crc_never_ends_cleanly() -> None:
                 received += len(chunk)
     assert received < archive.head.plan.size - 50_000
     assert store.open_readers == 0
+
+
+async def test_who_believes_a_crc_is_told_that_the_content_contradicts_it() -> None:
+    store = ScriptedStore({"k": Blob(b"0123456789")}, chunk=4)
+    told: list[Pin] = []
+    watched = replace(sources(store), contradicted=told.append)
+    pin = Pin("default", "k", '"v1"', 10)
+    for crc in (zlib.crc32(b"0123456789"), 0xBAD):
+        assert not told
+        with suppress(StorageError):
+            await watched.read(pin, 0, 10, crc=crc).content()
+    assert told == [pin]
 
 
 async def test_a_blob_whose_crc_is_known_is_compared_with_it() -> None:
