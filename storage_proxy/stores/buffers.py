@@ -4,7 +4,9 @@ The law: what is leased counts against the process's `ByteBudget` until it is gi
 somebody may still look at is not filled again.
 """
 
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 from storage_proxy.common.byte_budget import ByteBudget
 
@@ -12,11 +14,17 @@ LEAST = 64 << 10
 """Every reader may have a buffer of this size (less for less), also beyond the budget."""
 
 _SMALLEST = 16 << 10
-_MAX_IDLE_BYTES = 8 << 20
+_MAX_IDLE_BYTES = 16 << 20
 _DEFAULT_BUDGET = 128 << 20
 
-_LEVELS = ((LEAST, 1), (256 << 10, 1), (256 << 10, 2), (1 << 20, 2))
-"""Bytes of a buffer, and how many of them take turns: the next is filled while one is being sent."""
+Levels = Sequence[tuple[int, int]]
+"""From the slowest reader to the fastest: bytes of a buffer, and how many of them take turns."""
+
+RECEIVED: Levels = ((LEAST, 1), (256 << 10, 1), (1 << 20, 1), (4 << 20, 1))
+"""For sockets: the kernel receives what comes next while one is being sent."""
+
+READ_AHEAD: Levels = ((LEAST, 1), (256 << 10, 1), (256 << 10, 2), (1 << 20, 2))
+"""For files: a thread fills the next while one is being sent."""
 
 _QUICK = 0.05
 _SLOW = 0.5
@@ -37,7 +45,7 @@ class Buffer:
 
 
 class BufferPool:
-    """Leases buffers. Up to 8 MiB that nobody leases are kept for the next, and do not count against the budget."""
+    """Leases buffers. Up to 16 MiB that nobody leases are kept for the next, and do not count against the budget."""
 
     def __init__(self, budget: ByteBudget | None = None) -> None:
         self.budget = budget or ByteBudget(_DEFAULT_BUDGET)
@@ -71,10 +79,11 @@ class BufferPool:
 
 
 class ReaderBuffers:
-    """The buffers of one reader of ``length`` bytes: one of 64 KiB at first, two of 1 MiB when it is fast."""
+    """The buffers of one reader of ``length`` bytes: one of 64 KiB at first, larger ones when it is fast."""
 
-    def __init__(self, pool: BufferPool, length: int) -> None:
+    def __init__(self, pool: BufferPool, length: int, levels: Levels = RECEIVED) -> None:
         self._pool = pool
+        self._levels = levels
         self._least = min(LEAST, _size_for(length))
         self._level = 0
         self._held: list[Buffer] = []
@@ -91,8 +100,8 @@ class ReaderBuffers:
         if seconds > _SLOW:
             self._level = 0
         elif seconds < _QUICK and 2 * filled >= of:
-            self._level = min(self._level + 1, len(_LEVELS) - 1)
-        while self._level and _LEVELS[self._level][0] * _LEVELS[self._level][1] > self._pool.share:
+            self._level = min(self._level + 1, len(self._levels) - 1)
+        while self._level and math.prod(self._levels[self._level]) > self._pool.share:
             self._level -= 1
 
     def obtain(self, expected: int | None) -> Buffer | None:
@@ -100,7 +109,7 @@ class ReaderBuffers:
         if self._spare is not None:
             buffer, self._spare = self._spare, None
             return buffer
-        size, count = _LEVELS[self._level]
+        size, count = self._levels[self._level]
         if len(self._held) >= count:
             return None
         wanted = size if expected is None else min(size, _size_for(expected))
@@ -117,7 +126,7 @@ class ReaderBuffers:
         """Take back what has been read: it is filled again, or given back when another size suits better."""
         if self._closed:
             return
-        size, count = _LEVELS[self._level]
+        size, count = self._levels[self._level]
         wanted = size if expected is None else min(size, _size_for(expected))
         if self._spare is None and len(self._held) <= count and wanted <= len(buffer) <= size:
             self._spare = buffer

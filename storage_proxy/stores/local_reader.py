@@ -10,7 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from storage_proxy.common.errors import StorageUnavailable
-from storage_proxy.stores.buffers import Buffer, BufferPool, ReaderBuffers
+from storage_proxy.stores.buffers import READ_AHEAD, Buffer, BufferPool, ReaderBuffers
 from storage_proxy.stores.local_threads import Threads
 from storage_proxy.stores.local_tree import fill_version
 
@@ -42,7 +42,8 @@ class LocalReader:
         self._offset = start
         self._stop = stop
         self._timeout = timeout
-        self._buffers = None if begun.fd is None else ReaderBuffers(pool, stop - start - len(begun.first))
+        length = stop - start - len(begun.first)
+        self._buffers = None if begun.fd is None else ReaderBuffers(pool, length, READ_AHEAD)
         self._out: Buffer | None = None
         self._filling: _Filling | None = None
         self._given_at = 0.0
