@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import random
+import resource
 import signal
 import socket
 import zipfile
@@ -223,3 +224,16 @@ async def test_what_a_slow_client_has_not_taken_yet_outlives_the_drain(two: Serv
             await asyncio.sleep(0.002)
     assert await stopping == 0
     assert received.partition(b"\r\n\r\n")[2] == (root / "three.bin").read_bytes()
+
+
+async def test_a_program_allows_itself_as_many_open_files_as_the_system_does(tmp_path: Path, root: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    buckets = {"default": {"kind": "local", "root": str(root)}}
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # the programs inherit it
+    try:
+        async with service(tmp_path / "programs", buckets) as running:
+            for program in running.programs:
+                assert program.process is not None
+                assert resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

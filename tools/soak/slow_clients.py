@@ -150,7 +150,7 @@ def _request(url: str, *, close: bool = False) -> bytes:
 
 
 def _allow_files(count: int) -> None:
-    """The limit of open files, which the programs inherit, at least ``count`` where the system allows it."""
+    """Our own limit of open files at least ``count``, where the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

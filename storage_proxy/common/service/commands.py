@@ -1,8 +1,10 @@
 """What the command lines of both programs share: settings or exit 2, a service or exit 1."""
 
 import asyncio
+import resource
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -39,6 +41,7 @@ def run_service(
     ``process`` is this one's number among several.
     """
     configure_logs(settings.environment, process=process)
+    _raise_file_limit()
     try:
         with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
             code = runner.run(service)
@@ -51,3 +54,10 @@ def run_service(
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets this process have: many systems begin at 1,024, for `select`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS has a limit below its "infinite"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
