@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from storage_proxy.common.errors import BlobChanged, BlobNotFound
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET
-from storage_proxy.downloads.manifests import PlannedZip
+from storage_proxy.downloads.manifests import PlannedArchive
 from storage_proxy.downloads.prefetch import Prefetch, WindowRead
 from storage_proxy.downloads.sources import BlobRead, Chunk, Pin, Sources
 from storage_proxy.formats.entries import Entry
@@ -107,7 +107,7 @@ class ArchiveBody:
 
     def __init__(
         self,
-        archive: PlannedZip,
+        archive: PlannedArchive,
         sources: Sources,
         prefetch: Prefetch,
         progress: Progress,

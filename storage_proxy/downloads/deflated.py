@@ -16,7 +16,7 @@ from typing import TypeVar
 from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError
 from storage_proxy.downloads.bodies import Progress
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET
-from storage_proxy.downloads.manifests import PlannedZip
+from storage_proxy.downloads.manifests import PlannedArchive
 from storage_proxy.downloads.prefetch import Prefetch, WindowRead
 from storage_proxy.downloads.sources import BlobRead, Chunk, Pin, Sources
 from storage_proxy.formats.deflated_zip import DeflatedEntry, DeflatedZip
@@ -65,7 +65,7 @@ class DeflatedBody:
 
     def __init__(
         self,
-        archive: PlannedZip,
+        archive: PlannedArchive,
         sources: Sources,
         prefetch: Prefetch,
         progress: Progress,

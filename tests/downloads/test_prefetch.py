@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.common.errors import BlobChanged, StorageError, StorageTimeout, StorageUnavailable
 from storage_proxy.downloads.bodies import ArchiveBody, Body, Progress
-from storage_proxy.downloads.manifests import PlannedZip
+from storage_proxy.downloads.manifests import PlannedArchive
 from storage_proxy.downloads.prefetch import Prefetch, WindowLimits
 from storage_proxy.downloads.sources import Chunk
 from storage_proxy.stores.port import BlobReader
@@ -46,7 +46,7 @@ class UnhurriedStore(ScriptedStore):
             raise StorageUnavailable
         return await super().open(key, start=start, stop=stop, if_match=if_match)
 
-    def body(self, archive: PlannedZip, start: int = 0, stop: int | None = None) -> Body:
+    def body(self, archive: PlannedArchive, start: int = 0, stop: int | None = None) -> Body:
         end = archive.head.plan.size if stop is None else stop
 
         def chunks(progress: Progress) -> AsyncGenerator[Chunk, None]:
