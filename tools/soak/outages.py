@@ -68,7 +68,7 @@ async def downloads_fail_visibly(scale: Scale, record: Record, directory: Path) 
         f"{each} downloads over HTTP/1.1 and {each} over HTTP/1.0, {_AT_ONCE} at once, while the S3 server is killed "
         f"at a random moment and stays away (seed {_SEED}; the proxy tries twice)."
     )
-    async with filled(directory / "s3", rng, blobs=3, size=scale.of(24 << 20, 10 << 20)) as server:
+    async with filled(directory / "s3", rng, blobs=3, size=scale.of(24 << 20, 20 << 20)) as server:
         buckets = {"media": bucket_over(server)}
         async with service(directory / "programs", buckets, more="[heal]\nattempts = 2") as running:
             url, _ = await _reference(running, directory, record)
