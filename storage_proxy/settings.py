@@ -87,7 +87,8 @@ class S3BucketSettings(Section):
     reader_secret_key: SecretStr | None = None
     delivery: Literal["proxy", "redirect"] = "proxy"
     addressing: Literal["path", "virtual", "auto"] = "auto"
-    max_connections: Count = 1280
+    max_connections: Annotated[int, Field(ge=8)] = 1280
+    """A download may have one open, and a few more ahead."""
     connect_timeout_seconds: Seconds = 3.0
     read_timeout_seconds: Seconds = 20.0
     request_timeout_seconds: Seconds = 30.0

@@ -69,6 +69,12 @@ class ArchiveCrcs:
         if (found := self._found.get(archive.head.digest)) is not None:
             found.look_again_at = 0.0
 
+    def contradicted(self, pin: Pin) -> None:
+        """The content of a version is not of the CRC-32 that was believed of it: it and all that may rest on it is
+        forgotten, and looked for again."""
+        self._learned.forget(pin)
+        self._found.clear()
+
     async def _look(self, archive: PlannedArchive, found: _Found) -> None:
         deadline = self._clock() + self._look_seconds
         for index in range(found.next_block, archive.head.blocks):

@@ -192,7 +192,8 @@ class ArchiveBody:
             expected = self._remembered[segment.entry]
 
         def learned(crc: int) -> None:
-            self._learned[segment.entry] = crc
+            if self._archive.head.plan.unknown_crcs:  # else no byte of the archive depends on it
+                self._learned[segment.entry] = crc
             if self._learn is not None:
                 self._learn(pin, crc)
 

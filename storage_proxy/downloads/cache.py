@@ -35,6 +35,11 @@ class BytesBoundedCache(Generic[_Value]):
         self._values.move_to_end(key)
         return value
 
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._values.clear()
+        self.nbytes = 0
+
     def put(self, key: Hashable, value: _Value) -> None:
         """Keep ``value``, and let go of others until the bound holds."""
         if value.nbytes > self._max_bytes:

@@ -145,6 +145,7 @@ class DeflatedBody:
         if not entry.size:
             end = deflated.finish()
         if position != entry.size or entry.crc32 not in (None, deflated.crc32):
+            self._sources.contradicted(Pin.of(entry))
             raise StorageError("A blob's content contradicts its CRC-32")
         if entry.crc32 is None:
             self._learn(Pin.of(entry), deflated.crc32)

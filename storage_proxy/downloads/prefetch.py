@@ -23,12 +23,14 @@ class WindowLimits:
 
     A read is begun when it begins within ``window_bytes`` of content, so that no source waits long for its turn. One
     of ``small_bytes`` or less is fetched whole, a larger one is opened. ``requests`` bounds those under way for one
-    download, ``all_requests`` those of the process; ``items`` bounds what is neither bytes nor requests.
+    download, ``all_requests`` those of the process; ``items`` bounds what is neither bytes nor requests. ``opened``
+    bounds the larger ones of a download: each keeps a connection until its turn, which what is needed now may lack.
     """
 
     window_bytes: int = 8 << 20
-    small_bytes: int = 256 << 10
+    small_bytes: int = 1 << 20
     requests: int = 48
+    opened: int = 4
     all_requests: int = 256
     items: int = 256
 
@@ -78,6 +80,8 @@ class Window(Generic[_Item]):
         """Bytes of the reads in the window that have not been sent, those of the current one included."""
         self.requests = 0
         """Reads of the window that are under way and not its current one."""
+        self.opened = 0
+        """Those of them that keep a connection until their turn."""
 
     async def __aenter__(self) -> Self:
         self._prefetch.windows += 1
@@ -130,9 +134,10 @@ class Window(Generic[_Item]):
         self.ahead -= count
         self._room.set()
 
-    def counted(self, change: int) -> None:
+    def counted(self, change: int, *, whole: bool) -> None:
         """A read came under way ahead of its turn, or is not any more."""
         self.requests += change
+        self.opened += 0 if whole else change
         self._prefetch.requests += change
         self._room.set()
 
@@ -168,7 +173,7 @@ class Window(Generic[_Item]):
         if self.requests >= prefetch.share_requests or prefetch.requests >= prefetch.limits.all_requests:
             return False
         if read.length > prefetch.limits.small_bytes:
-            if self.ahead >= prefetch.share_bytes:
+            if self.ahead >= prefetch.share_bytes or self.opened >= prefetch.limits.opened:
                 return False
             read.open_ahead()
             return True
@@ -258,14 +263,14 @@ class WindowRead:
     def _begin(self, task: "asyncio.Task[bytes | None]") -> None:
         self._task = task
         self._is_ahead = True
-        self._window.counted(+1)
+        self._window.counted(+1, whole=self._whole)
         if self._whole:
             task.add_done_callback(self._not_ahead)
 
     def _not_ahead(self, _: object = None) -> None:
         if self._is_ahead:
             self._is_ahead = False
-            self._window.counted(-1)
+            self._window.counted(-1, whole=self._whole)
 
     def _sent(self, count: int) -> None:
         self._unsent -= count

@@ -79,7 +79,8 @@ async def open_listeners(core: Core, health: Health, stack: AsyncExitStack) -> l
     if settings.client is not None:
         metrics.watch_plan_cache(cache)
         policy = HealPolicy(settings.heal.attempts, settings.heal.seconds)
-        sources = Sources(buckets, policy, metrics, contradicted=learned.forget)
+        crcs = ArchiveCrcs(learned)
+        sources = Sources(buckets, policy, metrics, contradicted=crcs.contradicted)
         prefetch = Prefetch(core.budget)
         metrics.watch_prefetch(lambda: core.budget.taken, lambda: prefetch.requests)
         threads = stack.enter_context(closing(DeflateThreads(settings.limits.deflate_threads)))
@@ -90,7 +91,7 @@ async def open_listeners(core: Core, health: Health, stack: AsyncExitStack) -> l
             manifests,
             planner,
             cache,
-            ArchiveCrcs(learned),
+            crcs,
             threads,
             redirecting=_redirecting(settings),
         )

@@ -35,7 +35,10 @@ async def supervise(settings: ProxySettings, config: Path, count: int) -> int:
                 options += [f"--{name}", address]
 
         def command(number: int, descriptor: int) -> Sequence[str]:
-            program = [sys.executable, "-m", "storage_proxy", CHILD_COMMAND, "--config", str(config), *options]
+            # A child imports what this process would: from the working directory only where this one was begun so.
+            isolated = [] if sys.path[:1] == [str(Path.cwd())] else ["-P"]
+            python = [sys.executable, *isolated, "-m", "storage_proxy"]
+            program = [*python, CHILD_COMMAND, "--config", str(config), *options]
             return [*program, "--number", str(number), "--descriptor", str(descriptor)]
 
         shutdown = settings.shutdown

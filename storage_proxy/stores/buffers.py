@@ -50,13 +50,16 @@ class BufferPool:
     def __init__(self, budget: ByteBudget | None = None) -> None:
         self.budget = budget or ByteBudget(_DEFAULT_BUDGET)
         self.readers = 0
+        """Readers that have buffers, or may ask for one."""
+        self.grown = 0
+        """Those that may have more than their least."""
         self._idle: dict[int, list[Buffer]] = defaultdict(list)
         self._idle_bytes = 0
 
     @property
     def share(self) -> int:
-        """Bytes that one reader may have beyond its least: half of what would be its part."""
-        return self.budget.total // max(1, self.readers) // 2
+        """Bytes that one more fast reader may have: together they have half of the budget, the slow ones the rest."""
+        return self.budget.total // 2 // (self.grown + 1)
 
     def lease(self, size: int, *, anyway: bool = False) -> Buffer | None:
         """A buffer of ``size`` bytes; None when the budget has not so many left, unless it has to be ``anyway``."""
@@ -97,12 +100,20 @@ class ReaderBuffers:
 
     def paced(self, filled: int, of: int, seconds: float) -> None:
         """Learn that a reader took ``seconds`` over ``filled`` bytes from a buffer of the size ``of``."""
+        level = self._level
         if seconds > _SLOW:
-            self._level = 0
+            level = 0
         elif seconds < _QUICK and 2 * filled >= of:
-            self._level = min(self._level + 1, len(self._levels) - 1)
-        while self._level and math.prod(self._levels[self._level]) > self._pool.share:
-            self._level -= 1
+            level = min(level + 1, len(self._levels) - 1)
+        self._settle(level)
+
+    def _settle(self, level: int) -> None:
+        """Have ``level``, or the highest below it that the pool's share allows."""
+        self._pool.grown -= self._level > 0
+        while level and math.prod(self._levels[level]) > self._pool.share:
+            level -= 1
+        self._level = level
+        self._pool.grown += level > 0
 
     def obtain(self, expected: int | None) -> Buffer | None:
         """A buffer to fill, for ``expected`` bytes at most; None when those that are held have to do."""
@@ -140,6 +151,7 @@ class ReaderBuffers:
             return
         self._closed = True
         self._pool.readers -= 1
+        self._settle(0)
         for buffer in self._held:
             self._pool.give_back(buffer, seen=any(buffer is each for each in seen))
         self._held.clear()

@@ -4,14 +4,18 @@ The law: never more than the limit are open, and one that is handed out comes ba
 """
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
+
+from aiohappyeyeballs import AddrInfoType, start_connection
 
 from storage_proxy.common.errors import StorageUnavailable
 from storage_proxy.stores.http_connection import Connection
 
+_NEXT_ADDRESS_SECONDS = 0.25
 _IDLE_SECONDS = 4.0
 """Servers close what is idle, many after 5 seconds and few before: ours go first."""
 
@@ -101,13 +105,19 @@ class ConnectionPool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout):
-                _, connection = await loop.create_connection(
-                    Connection,
-                    self._host,
-                    self._port,
-                    ssl=self._trust,
-                    server_hostname=self._host if self._trust else None,
-                )
+                # RFC 8305: an address that does not answer is passed over; uvloop's own connecting waits for it.
+                found = await addresses_of(self._host, self._port)
+                connected = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1)
+                try:
+                    _, connection = await loop.create_connection(
+                        Connection,
+                        sock=connected,
+                        ssl=self._trust,
+                        server_hostname=self._host if self._trust else None,
+                    )
+                except BaseException:
+                    connected.close()
+                    raise
         except (OSError, TimeoutError) as error:  # a wrong certificate, too
             raise StorageUnavailable("The storage cannot be reached") from error
         return connection
@@ -130,6 +140,11 @@ class ConnectionPool:
         self._idle = kept
         if kept:
             self._watch()
+
+
+async def addresses_of(host: str, port: int) -> Sequence[AddrInfoType]:
+    """Where to find ``host``, by the system's resolver. Raises OSError."""
+    return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 @asynccontextmanager

@@ -64,6 +64,22 @@ async def test_they_count_once_all_of_them_are_known_and_are_then_not_looked_up_
     assert learned.looks == looks
 
 
+async def test_one_that_the_content_contradicts_is_not_believed_again(
+    learned: CountedCrcs, archive: PlannedArchive
+) -> None:
+    crcs = ArchiveCrcs(learned)
+    for index in UNKNOWN:
+        crcs.note(archive, Pin.of(ENTRIES[index]), 1000 + index)
+    assert await crcs.of(archive) is not None
+    wrong = Pin.of(ENTRIES[UNKNOWN[0]])
+    crcs.contradicted(wrong)
+    assert await crcs.of(archive) is None
+    crcs.note(archive, wrong, 7)
+    remembered = await crcs.of(archive)
+    assert remembered is not None
+    assert remembered[UNKNOWN[0]] == 7
+
+
 async def test_what_others_learned_is_looked_for_at_a_bounded_rate_from_where_the_last_look_ended(
     learned: CountedCrcs, archive: PlannedArchive
 ) -> None:

@@ -59,9 +59,14 @@ def planned(entries: list[Entry], text: bytes = b"") -> PlannedArchive:
 
 
 def body_of(
-    archive: PlannedArchive, store: ScriptedStore, threads: DeflateThreads, learn: Learn = lambda pin, crc: None
+    archive: PlannedArchive,
+    store: ScriptedStore,
+    threads: DeflateThreads,
+    learn: Learn = lambda pin, crc: None,
+    contradicted: Callable[[Pin], None] = lambda pin: None,
 ) -> Body:
-    sources = Sources(Buckets({"default": store}), QUICK, DownloadMetrics(CollectorRegistry()))
+    metrics = DownloadMetrics(CollectorRegistry())
+    sources = Sources(Buckets({"default": store}), QUICK, metrics, contradicted=contradicted)
     prefetch = Prefetch(ByteBudget(1 << 20))
     return Body(lambda progress: DeflatedBody(archive, sources, prefetch, progress, threads, learn=learn).chunks())
 
@@ -127,9 +132,10 @@ async def test_content_that_contradicts_its_crc_ends_before_its_entry_does(threa
     contents = [b"right" * 30_000, b"wrong" * 30_000]
     store = store_of(contents, chunk=50_000)
     store.blobs["k1"].content = b"WRONG" * 30_000
-    received = bytearray()
+    received, told, entries = bytearray(), list[Pin](), entries_of(contents)
     with pytest.raises(StorageError):
-        await collect(body_of(planned(entries_of(contents)), store, threads), received)
+        await collect(body_of(planned(entries), store, threads, contradicted=told.append), received)
+    assert told == [Pin.of(entries[1])]
     assert received.count(b"PK\x07\x08") <= 1  # the second entry's descriptor is not there, nor is a directory
     assert b"PK\x01\x02" not in received
     assert store.open_readers == 0

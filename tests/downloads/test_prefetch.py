@@ -5,7 +5,7 @@ import random
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -126,6 +126,15 @@ async def test_what_is_wanted_next_is_under_way_all_at_once() -> None:
     archive, store = planned(entries_of(files)), unhurried(files)
     await collect(store.body(archive))
     assert store.most_requests == LIMITS.requests
+
+
+async def test_no_more_than_a_few_keep_a_connection_until_their_turn() -> None:
+    files = [b"y" * 50] * 20
+    archive, store = planned(entries_of(files)), unhurried(files)
+    store.prefetch.limits = replace(LIMITS, window_bytes=10_000, opened=2)
+    await collect(store.body(archive))
+    assert store.most_requests == 2
+    assert store.gave_back_everything()
 
 
 async def test_without_budget_it_goes_on_with_one_read_at_a_time() -> None:

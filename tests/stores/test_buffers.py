@@ -34,7 +34,7 @@ def test_a_reader_begins_with_64_kib_and_grows_while_it_is_quick(levels: Levels,
     turns(buffers, 10, 0.001)
     assert [len(buffer) for _ in range(3) if (buffer := buffers.obtain(None)) is not None] == sizes
     buffers.close()
-    assert (lent.budget.taken, lent.readers) == (0, 0)
+    assert (lent.budget.taken, lent.readers, lent.grown) == (0, 0, 0)
 
 
 def test_a_reader_that_becomes_slow_shrinks_to_its_least() -> None:
@@ -55,17 +55,30 @@ def test_a_source_that_does_not_fill_a_buffer_gets_no_larger_one() -> None:
     assert buffers.held_bytes == LEAST
 
 
-def test_a_thousand_readers_have_64_kib_each_and_one_that_is_alone_has_its_share() -> None:
+def test_a_thousand_slow_readers_have_64_kib_each_and_a_fast_one_among_them_4_mib() -> None:
     lent = pool()
     readers = [ReaderBuffers(lent, 1 << 30) for _ in range(1000)]
     for buffers in readers:
-        turns(buffers, 10, 0.001)
-    assert {buffers.held_bytes for buffers in readers} == {LEAST}
-    for buffers in readers[1:]:
+        turns(buffers, 3, 1.0)
+        buffers.obtain(None)
+    turns(fast := ReaderBuffers(lent, 1 << 30), 10, 0.001)
+    fast.obtain(None)
+    assert ({buffers.held_bytes for buffers in readers}, fast.held_bytes) == ({LEAST}, 4 * MIB)
+    for buffers in (*readers, fast):
         buffers.close()
-    turns(readers[0], 10, 0.001)
-    readers[0].obtain(None)
-    assert readers[0].held_bytes == 4 * MIB
+    assert (lent.budget.taken, lent.readers, lent.grown) == (0, 0, 0)
+
+
+def test_what_many_fast_readers_have_beyond_their_least_is_at_most_half_of_the_budget() -> None:
+    lent = pool()
+    readers = [ReaderBuffers(lent, 1 << 30) for _ in range(300)]
+    for _ in range(5):
+        for buffers in readers:
+            turns(buffers, 1, 0.001)
+            buffers.obtain(None)
+    larger = [buffers.held_bytes for buffers in readers if buffers.held_bytes > LEAST]
+    assert 16 * MIB < sum(larger) <= 64 * MIB
+    assert lent.budget.taken <= 64 * MIB + 300 * LEAST
 
 
 def test_a_reader_has_its_least_when_the_budget_is_taken() -> None:
@@ -142,4 +155,4 @@ def test_whatever_readers_do_no_buffer_has_two_owners_and_all_is_given_back(
         assert lent.budget.taken <= 4 * MIB + 5 * LEAST
     for buffers in readers:
         buffers.close()
-    assert (lent.budget.taken, lent.readers) == (0, 0)
+    assert (lent.budget.taken, lent.readers, lent.grown) == (0, 0, 0)

@@ -119,8 +119,11 @@ class Child:
         try:
             while line := await self._reader.readline():
                 self._hear(line)
-        except (ConnectionError, ValueError, ValidationError):
+        except ConnectionError:  # it ended, and something for it was still on its way
+            pass
+        except (ValueError, ValidationError):
             _log.exception("a process cannot be understood", extra={"child": self.number})
+            self._writer.close()  # its law: without its supervisor it ends
 
     def _hear(self, line: bytes) -> None:
         told = TOLD.validate_json(line)
