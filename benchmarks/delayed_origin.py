@@ -9,6 +9,7 @@ Options, in this order: port, port of the server, milliseconds between a request
 import asyncio
 import sys
 from collections import deque
+from typing import cast
 
 from benchmarks.processes import run
 
@@ -30,9 +31,8 @@ class Direction(asyncio.Protocol):
         self._bytes_under_way = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=BYTES_UNDER_WAY)
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by their type
+        self.transport.set_write_buffer_limits(high=BYTES_UNDER_WAY)
 
     def data_received(self, data: bytes) -> None:
         self._under_way.append(data)
