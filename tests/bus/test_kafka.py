@@ -195,17 +195,17 @@ async def test_a_message_of_a_stranger_may_lack_key_and_value(kafka: KafkaBroker
 
 async def test_a_group_that_was_further_than_the_topic_reaches_has_consumed_nothing(kafka: KafkaBroker) -> None:
     """As when the topic was made anew: the group begins at its beginning again."""
-    topic = unique_topic()
+    topic = group = unique_topic()
     async with open_kafka_bus(kafka.options()) as bus:
         await bus.publish(topic, events(8))
-        ends = {each.partition: each.end for each in await bus.positions(topic, "group")}
+        ends = {each.partition: each.end for each in await bus.positions(topic, group)}
         beyond = {TopicPartition(topic, partition): end + 1000 for partition, end in ends.items()}
         async with AIOKafkaConsumer(
-            bootstrap_servers=kafka.bootstrap_servers, group_id="group", enable_auto_commit=False
+            bootstrap_servers=kafka.bootstrap_servers, group_id=group, enable_auto_commit=False
         ) as member:
             member.assign(list(beyond))
             await member.commit(beyond)
-        for each in await bus.positions(topic, "group"):
+        for each in await bus.positions(topic, group):
             assert (each.committed, each.end) == (0, ends[each.partition])
             assert (each.oldest is not None) == (each.end > 0)
 

@@ -264,8 +264,8 @@ async def test_what_one_replica_learned_another_answers_with(
                 await asyncio.sleep(0.05)
 
 
-async def test_a_learned_crc_that_the_content_contradicts_aborts(over_s3: RunService) -> None:
-    await over_s3.put("d/a.bin", b"right" * 100_000)
+async def test_a_learned_crc_that_the_content_contradicts_aborts_once_and_is_forgotten(over_s3: RunService) -> None:
+    await over_s3.put("d/a.bin", b"right" * 400_000)
     planned = await over_s3.proxy.plan({"prefix": "d/"})
     url = over_s3.proxy.url(ArchiveGrant(bucket="default", filename="a.zip", manifest=planned["manifest"]))
     stat = await over_s3.store.stat("d/a.bin")
@@ -280,6 +280,9 @@ async def test_a_learned_crc_that_the_content_contradicts_aborts(over_s3: RunSer
         assert answer.headers["Accept-Ranges"] == "bytes"
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()
+    async with over_s3.proxy.http.get(url) as answer:
+        assert answer.headers["Accept-Ranges"] == "none"
+        assert len(await answer.read()) == planned["size"]
 
 
 async def test_a_local_file_is_read_once_for_all_its_mints(local: RunService) -> None:
