@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.common.errors import BlobChanged, StorageError, StorageTimeout, StorageUnavailable
 from storage_proxy.downloads.bodies import ArchiveBody, Body, Progress
-from storage_proxy.downloads.manifests import PlannedArchive
+from storage_proxy.downloads.manifests import OpenedArchive
 from storage_proxy.downloads.prefetch import Prefetch, WindowLimits
 from storage_proxy.downloads.sources import Chunk
 from storage_proxy.stores.port import BlobReader
@@ -46,7 +46,7 @@ class UnhurriedStore(ScriptedStore):
             raise StorageUnavailable
         return await super().open(key, start=start, stop=stop, if_match=if_match)
 
-    def body(self, archive: PlannedArchive, start: int = 0, stop: int | None = None) -> Body:
+    def body(self, archive: OpenedArchive, start: int = 0, stop: int | None = None) -> Body:
         end = archive.head.plan.size if stop is None else stop
 
         def chunks(progress: Progress) -> AsyncGenerator[Chunk, None]:
@@ -185,7 +185,7 @@ async def test_a_failure_is_told_at_its_turn_and_never_before_the_headers(
     if kind is BlobChanged:
         del store.blobs[f"k{failing}"]
     else:
-        store.blobs[f"k{failing}"].content = bytes(len(files[failing]))[:-1] + b"\xff"
+        store.blobs[f"k{failing}"].content = bytes(byte ^ 0xFF for byte in files[failing])
         files[failing] = b""
     received = await received_until_failure(store.body(archive), kind)
     assert whole.startswith(received)
