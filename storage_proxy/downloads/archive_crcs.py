@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.learned_crcs import LearnedCrcs
-from storage_proxy.downloads.manifests import PlannedArchive
+from storage_proxy.downloads.manifests import OpenedArchive
 from storage_proxy.downloads.sources import Pin
 
 
@@ -50,10 +50,10 @@ class ArchiveCrcs:
         self._clock = clock
         self._found: BytesBoundedCache[_Found] = BytesBoundedCache(max_bytes)
 
-    async def of(self, archive: PlannedArchive) -> Sequence[int] | None:
+    async def of(self, archive: OpenedArchive) -> Sequence[int] | None:
         """By an entry's index, the CRC-32s that the manifest lacks; None as long as one of them is missing.
 
-        Raises as `PlannedArchive.block`.
+        Raises as `OpenedArchive.block`.
         """
         found = self._found.get(archive.head.digest)
         if found is None:
@@ -63,7 +63,7 @@ class ArchiveCrcs:
             await self._look(archive, found)
         return found.crcs if found.next_block == archive.head.blocks else None
 
-    def note(self, archive: PlannedArchive, pin: Pin, crc: int) -> None:
+    def note(self, archive: OpenedArchive, pin: Pin, crc: int) -> None:
         """An entry of the archive was streamed whole, and its CRC-32 was not known."""
         self._learned.note(pin, crc)
         if (found := self._found.get(archive.head.digest)) is not None:
@@ -75,7 +75,7 @@ class ArchiveCrcs:
         self._learned.forget(pin)
         self._found.clear()
 
-    async def _look(self, archive: PlannedArchive, found: _Found) -> None:
+    async def _look(self, archive: OpenedArchive, found: _Found) -> None:
         deadline = self._clock() + self._look_seconds
         for index in range(found.next_block, archive.head.blocks):
             block = (await archive.block(index)).block

@@ -95,7 +95,7 @@ class BlobBatches:
 
     def _read(self, target: BlobTarget, stat: BlobStat, progress: Progress) -> BlobRead:
         pin = Pin(target.bucket, stat.key, stat.etag, stat.size)
-        return self._sources.read(pin, 0, stat.size, crc=stat.crc32, heal=lambda: progress.begun)
+        return self._sources.read(pin, 0, stat.size, crc=stat.crc32, heal=progress.heals(is_first=True))
 
     async def _resolved(self, first: int, uris: Sequence[str]) -> list[BatchPart]:
         """The parts of ``uris``, the first of which has the index ``first``: a visible blob or a problem."""

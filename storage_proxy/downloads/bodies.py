@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from storage_proxy.common.errors import BlobChanged, BlobNotFound
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET
-from storage_proxy.downloads.manifests import PlannedArchive
+from storage_proxy.downloads.manifests import OpenedArchive
 from storage_proxy.downloads.prefetch import Prefetch, WindowRead
 from storage_proxy.downloads.sources import BlobRead, Chunk, Pin, Sources
 from storage_proxy.formats.entries import Entry
@@ -33,6 +33,10 @@ class Progress:
 
     has_content: bool = False
     begun: bool = False
+
+    def heals(self, *, is_first: bool) -> Callable[[], bool]:
+        """Whether a failure to open may be waited out: that of the first blob is told while the headers wait for it."""
+        return lambda: self.begun or not is_first
 
 
 class Body:
@@ -75,7 +79,7 @@ async def blob_bytes(
     sources: Sources, pin: Pin, crc: int | None, start: int, stop: int, progress: Progress
 ) -> AsyncGenerator[Chunk, None]:
     """Bytes ``start`` to ``stop`` of a blob. Raises as `BlobRead`."""
-    read = sources.read(pin, start, stop, crc=crc, heal=lambda: progress.begun)
+    read = sources.read(pin, start, stop, crc=crc, heal=progress.heals(is_first=True))
     try:
         while chunk := await read.read():
             progress.has_content = True
@@ -107,7 +111,7 @@ class ArchiveBody:
 
     def __init__(
         self,
-        archive: PlannedArchive,
+        archive: OpenedArchive,
         sources: Sources,
         prefetch: Prefetch,
         progress: Progress,
@@ -146,7 +150,7 @@ class ArchiveBody:
                         for chunk in joined.add(text, at_once=self._first_content()):
                             yield chunk
                 elif read is not None:
-                    while piece := await _content(read):
+                    while piece := await next_of_entry(read):
                         for chunk in joined.add(piece, at_once=self._first_content()):
                             yield chunk
                 else:
@@ -186,7 +190,7 @@ class ArchiveBody:
         return self._learned[index] if self._remembered is None else self._remembered[index]
 
     def _read(self, entry: Entry, segment: SourceRange, is_first: bool) -> BlobRead:
-        """The read of an entry's bytes. Only what the headers wait for is told at once when it cannot be had."""
+        """The read of an entry's bytes."""
         pin, expected = Pin.of(entry), entry.crc32
         if expected is None and self._remembered is not None:
             expected = self._remembered[segment.entry]
@@ -197,9 +201,7 @@ class ArchiveBody:
             if self._learn is not None:
                 self._learn(pin, crc)
 
-        def heal() -> bool:
-            return not is_first or self._progress.begun
-
+        heal = self._progress.heals(is_first=is_first)
         return self._sources.read(pin, segment.start, segment.stop, crc=expected, learned=learned, heal=heal)
 
 
@@ -207,7 +209,8 @@ def _slice(render: Callable[[], bytes], begin: int, end: int) -> bytes:
     return render()[begin:end]
 
 
-async def _content(read: WindowRead) -> Chunk:
+async def next_of_entry(read: WindowRead) -> Chunk:
+    """As `WindowRead.read`, of an entry: an archive pins its blobs, so one that is gone has changed."""
     try:
         return await read.read()
     except BlobNotFound as error:

@@ -13,10 +13,10 @@ from hashlib import sha256
 from itertools import islice
 from typing import TypeVar
 
-from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError
-from storage_proxy.downloads.bodies import Progress
+from storage_proxy.common.errors import StorageError
+from storage_proxy.downloads.bodies import Progress, next_of_entry
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET
-from storage_proxy.downloads.manifests import PlannedArchive
+from storage_proxy.downloads.manifests import OpenedArchive
 from storage_proxy.downloads.prefetch import Prefetch, WindowRead
 from storage_proxy.downloads.sources import BlobRead, Chunk, Pin, Sources
 from storage_proxy.formats.deflated_zip import DeflatedEntry, DeflatedZip
@@ -65,7 +65,7 @@ class DeflatedBody:
 
     def __init__(
         self,
-        archive: PlannedArchive,
+        archive: OpenedArchive,
         sources: Sources,
         prefetch: Prefetch,
         progress: Progress,
@@ -121,12 +121,14 @@ class DeflatedBody:
                 if entry.bucket == OWN_TEXT_BUCKET or not entry.size:
                     yield entry, None
                     continue
-                yield entry, self._sources.read(Pin.of(entry), 0, entry.size, heal=self._heals(is_first))
+                yield entry, self._read(entry, is_first)
                 is_first = False
 
-    def _heals(self, is_first: bool) -> Callable[[], bool]:
-        """Only what the headers wait for is told at once when it cannot be had."""
-        return lambda: not is_first or self._progress.begun
+    def _read(self, entry: Entry, is_first: bool) -> BlobRead:
+        pin, heal = Pin.of(entry), self._progress.heals(is_first=is_first)
+        return self._sources.read(
+            pin, 0, entry.size, crc=entry.crc32, learned=lambda crc: self._learn(pin, crc), heal=heal
+        )
 
     async def _deflated(
         self, entry: Entry, deflated: DeflatedEntry, content: AsyncGenerator[Chunk, None]
@@ -145,10 +147,7 @@ class DeflatedBody:
         if not entry.size:
             end = deflated.finish()
         if position != entry.size or entry.crc32 not in (None, deflated.crc32):
-            self._sources.contradicted(Pin.of(entry))
-            raise StorageError("A blob's content contradicts its CRC-32")
-        if entry.crc32 is None:
-            self._learn(Pin.of(entry), deflated.crc32)
+            raise StorageError("An entry is not what was to be compressed")
         yield end
 
     async def _own_text(self, entry: Entry) -> AsyncGenerator[Chunk, None]:
@@ -160,11 +159,8 @@ class DeflatedBody:
 
 
 async def _content_of(read: WindowRead) -> AsyncGenerator[Chunk, None]:
-    try:
-        while chunk := await read.read():
-            yield chunk
-    except BlobNotFound as error:
-        raise BlobChanged from error
+    while chunk := await next_of_entry(read):
+        yield chunk
 
 
 def _last(deflated: DeflatedEntry, content: memoryview) -> bytes:

@@ -16,7 +16,7 @@ from storage_proxy.downloads.blobs import Blobs
 from storage_proxy.downloads.bodies import ArchiveBody, Body, Progress, blob_bytes
 from storage_proxy.downloads.deflated import DeflatedBody, DeflateThreads, deflated_etag
 from storage_proxy.downloads.manifest import ManifestHead
-from storage_proxy.downloads.manifests import ManifestStore, PlanCache, PlannedArchive, in_memory
+from storage_proxy.downloads.manifests import ManifestStore, OpenedArchive, PlanCache, in_memory
 from storage_proxy.downloads.planner import ArchivePlanner
 from storage_proxy.downloads.prefetch import Prefetch
 from storage_proxy.downloads.sources import Chunk, Pin, Sources
@@ -138,7 +138,7 @@ class Downloads:
             body=lambda start, stop: Body(partial(chunks, start, stop)),
         )
 
-    def _deflated(self, grant: ArchiveGrant, archive: PlannedArchive) -> Representation:
+    def _deflated(self, grant: ArchiveGrant, archive: OpenedArchive) -> Representation:
         def chunks(progress: Progress) -> AsyncGenerator[Chunk, None]:
             learn = partial(self._crcs.note, archive)
             body = DeflatedBody(archive, self._sources, self._prefetch, progress, self._deflate_threads, learn=learn)
@@ -147,7 +147,7 @@ class Downloads:
         etag = deflated_etag(archive.head.etag)
         return _of_archive(grant, archive.head, etag=etag, size=None, ranges=False, body=lambda *_: Body(chunks))
 
-    async def _planned(self, grant: ArchiveGrant) -> PlannedArchive:
+    async def _planned(self, grant: ArchiveGrant) -> OpenedArchive:
         if grant.manifest is not None:
             return await self._manifests.open(grant.manifest)
         selection = ArchiveSelection(

@@ -29,7 +29,7 @@ PlanCache = BytesBoundedCache[ManifestHead | ArchiveBlock]
 FetchPiece = Callable[[int], Awaitable[bytes]]
 
 
-class PlannedArchive:
+class OpenedArchive:
     """An archive that can be streamed: its head, and its blocks as they are needed."""
 
     def __init__(self, head: ManifestHead, fetch: FetchPiece, cache: PlanCache) -> None:
@@ -76,7 +76,7 @@ class ManifestStore:
         """Keep ``manifest``, durably, and as of now."""
         await self._store.put(_key(manifest.head.digest), manifest.encode())
 
-    async def open(self, name: str) -> PlannedArchive:
+    async def open(self, name: str) -> OpenedArchive:
         """The archive of the manifest that a token names (``sha256:<hex>``).
 
         Raises `BlobNotFound` when it is not kept any more, `StorageError` when it is damaged.
@@ -91,7 +91,7 @@ class ManifestStore:
             piece = head.pieces[index]
             return await self._read(digest, piece.offset, piece.offset + piece.stored)
 
-        return PlannedArchive(head, fetch, self._cache)
+        return OpenedArchive(head, fetch, self._cache)
 
     async def _read_head(self, digest: str) -> ManifestHead:
         stat = await self._store.stat(_key(digest))
@@ -124,13 +124,13 @@ class ManifestStore:
             await reader.aclose()
 
 
-def in_memory(manifest: Manifest, cache: PlanCache) -> PlannedArchive:
+def in_memory(manifest: Manifest, cache: PlanCache) -> OpenedArchive:
     """An archive whose manifest is kept nowhere: for tokens that list their files themselves."""
 
     async def fetch(index: int) -> bytes:
         return manifest.pieces[index]
 
-    return PlannedArchive(manifest.head, fetch, cache)
+    return OpenedArchive(manifest.head, fetch, cache)
 
 
 def _key(digest: str) -> str:

@@ -9,7 +9,7 @@ from storage_proxy.downloads.archive_crcs import ArchiveCrcs
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.learned_crcs import LearnedCrcs
 from storage_proxy.downloads.manifest import build_manifest
-from storage_proxy.downloads.manifests import PlannedArchive, in_memory
+from storage_proxy.downloads.manifests import OpenedArchive, in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.sources import Pin
 from storage_proxy.formats.entries import Entry, EntryBlockBuilder
@@ -43,14 +43,14 @@ async def learned() -> AsyncIterator[CountedCrcs]:
 
 
 @pytest.fixture
-def archive() -> PlannedArchive:
+def archive() -> OpenedArchive:
     builder = EntryBlockBuilder(max_entries=4)
     blocks = [builder.add(entry) for entry in ENTRIES] + [builder.finish()]
     return in_memory(build_manifest([block for block in blocks if block]), BytesBoundedCache(1 << 20))
 
 
 async def test_they_count_once_all_of_them_are_known_and_are_then_not_looked_up_again(
-    learned: CountedCrcs, archive: PlannedArchive
+    learned: CountedCrcs, archive: OpenedArchive
 ) -> None:
     crcs = ArchiveCrcs(learned)
     for index in UNKNOWN:
@@ -65,7 +65,7 @@ async def test_they_count_once_all_of_them_are_known_and_are_then_not_looked_up_
 
 
 async def test_one_that_the_content_contradicts_is_not_believed_again(
-    learned: CountedCrcs, archive: PlannedArchive
+    learned: CountedCrcs, archive: OpenedArchive
 ) -> None:
     crcs = ArchiveCrcs(learned)
     for index in UNKNOWN:
@@ -81,7 +81,7 @@ async def test_one_that_the_content_contradicts_is_not_believed_again(
 
 
 async def test_what_others_learned_is_looked_for_at_a_bounded_rate_from_where_the_last_look_ended(
-    learned: CountedCrcs, archive: PlannedArchive
+    learned: CountedCrcs, archive: OpenedArchive
 ) -> None:
     clock = Clock()
     crcs = ArchiveCrcs(learned, clock=clock, again_seconds=1.0)
@@ -98,7 +98,7 @@ async def test_what_others_learned_is_looked_for_at_a_bounded_rate_from_where_th
 
 
 async def test_one_request_looks_for_a_bounded_time_and_the_next_goes_on(
-    learned: CountedCrcs, archive: PlannedArchive
+    learned: CountedCrcs, archive: OpenedArchive
 ) -> None:
     for index in UNKNOWN:
         learned.note(Pin.of(ENTRIES[index]), 7)
@@ -108,7 +108,7 @@ async def test_one_request_looks_for_a_bounded_time_and_the_next_goes_on(
 
 
 async def test_an_archive_too_large_to_be_kept_is_looked_at_anew_and_answered_all_the_same(
-    learned: CountedCrcs, archive: PlannedArchive
+    learned: CountedCrcs, archive: OpenedArchive
 ) -> None:
     for index in UNKNOWN:
         learned.note(Pin.of(ENTRIES[index]), 7)

@@ -18,7 +18,7 @@ from storage_proxy.common.errors import BlobChanged, ServiceError, StorageError,
 from storage_proxy.downloads.bodies import ArchiveBody, Body, Progress, blob_bytes
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, build_manifest
-from storage_proxy.downloads.manifests import PlannedArchive, in_memory
+from storage_proxy.downloads.manifests import OpenedArchive, in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.prefetch import Prefetch
 from storage_proxy.downloads.sources import Chunk, HealPolicy, Pin, Sources
@@ -37,7 +37,7 @@ def prefetch(total: int = 1 << 20) -> Prefetch:
     return Prefetch(ByteBudget(total))
 
 
-def planned(entries: Sequence[Entry], text: bytes = b"", per_block: int = 3) -> PlannedArchive:
+def planned(entries: Sequence[Entry], text: bytes = b"", per_block: int = 3) -> OpenedArchive:
     builder = EntryBlockBuilder(max_entries=per_block)
     blocks = [builder.add(entry) for entry in entries] + [builder.finish()]
     return in_memory(build_manifest([b for b in blocks if b], text), BytesBoundedCache(1 << 20))
@@ -73,7 +73,7 @@ async def collect(body: Body) -> bytes:
     return bytes(received)
 
 
-def archive_body(archive: PlannedArchive, store: ScriptedStore, start: int, stop: int) -> Body:
+def archive_body(archive: OpenedArchive, store: ScriptedStore, start: int, stop: int) -> Body:
     return Body(lambda body: ArchiveBody(archive, sources(store), prefetch(), body).chunks(start, stop))
 
 

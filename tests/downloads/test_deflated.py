@@ -18,7 +18,7 @@ from storage_proxy.downloads.bodies import Body
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.deflated import DeflatedBody, DeflateThreads, deflated_etag
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, build_manifest
-from storage_proxy.downloads.manifests import PlannedArchive, in_memory
+from storage_proxy.downloads.manifests import OpenedArchive, in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.prefetch import Prefetch
 from storage_proxy.downloads.sources import HealPolicy, Pin, Sources
@@ -52,14 +52,14 @@ def entries_of(contents: list[bytes], *, known: bool = True) -> list[Entry]:
     ]
 
 
-def planned(entries: list[Entry], text: bytes = b"") -> PlannedArchive:
+def planned(entries: list[Entry], text: bytes = b"") -> OpenedArchive:
     builder = EntryBlockBuilder(max_entries=3)
     blocks = [builder.add(entry) for entry in entries] + [builder.finish()]
     return in_memory(build_manifest([block for block in blocks if block], text), BytesBoundedCache(1 << 20))
 
 
 def body_of(
-    archive: PlannedArchive,
+    archive: OpenedArchive,
     store: ScriptedStore,
     threads: DeflateThreads,
     learn: Learn = lambda pin, crc: None,

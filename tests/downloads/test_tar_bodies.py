@@ -17,7 +17,7 @@ from storage_proxy.common.tokens import ArchiveFormat
 from storage_proxy.downloads.bodies import ArchiveBody, Body
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import build_manifest, decode_head
-from storage_proxy.downloads.manifests import PlannedArchive, in_memory
+from storage_proxy.downloads.manifests import OpenedArchive, in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.prefetch import Prefetch
 from storage_proxy.downloads.sources import HealPolicy, Pin, Sources
@@ -42,13 +42,13 @@ def blocks_of(contents: list[bytes], *, known: bool = True) -> list[EntryBlock]:
     return [block for block in made if block]
 
 
-def planned(contents: list[bytes], *, known: bool = True) -> PlannedArchive:
+def planned(contents: list[bytes], *, known: bool = True) -> OpenedArchive:
     manifest = build_manifest(blocks_of(contents, known=known), archive_format=ArchiveFormat.TAR)
     return in_memory(manifest, BytesBoundedCache(1 << 20))
 
 
 async def received(
-    archive: PlannedArchive,
+    archive: OpenedArchive,
     store: ScriptedStore,
     start: int,
     stop: int,
