@@ -14,11 +14,10 @@ from storage_proxy.stores.http_connection import Connection, Exchange
 from storage_proxy.stores.http_pool import ConnectionPool
 from storage_proxy.stores.http_responses import Head
 from storage_proxy.stores.s3_answers import check_range
+from storage_proxy.stores.s3_attempts import attempts
 from storage_proxy.stores.s3_errors import asks_for_patience, refusal
 from storage_proxy.stores.s3_signer import Signer
 
-_FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 5.0
 _MAX_ERROR_BYTES = 64 << 10
 
 # The answers of another region (S3 API reference, "Error responses").
@@ -68,17 +67,16 @@ class GetRequests:
         question = {"accept-encoding": "identity", "range": f"bytes={start}-{stop - 1}"}
         if if_match is not None:
             question["if-match"] = if_match
-        pause = _FIRST_PAUSE
-        for attempts_left in reversed(range(self._max_attempts)):
+        for is_last, pause in attempts(self._max_attempts, self._jitter):
             try:
                 connection, exchange, head = await self._ask(name, question, stop - start)
             except _Refused as refused:
                 if 300 <= refused.status < 400 or (refused.status == 400 and refused.code in _ELSEWHERE):
                     return None
-                if not attempts_left or not asks_for_patience(refused.status, refused.code):
+                if is_last or not asks_for_patience(refused.status, refused.code):
                     raise refusal("GetObject", refused.status, refused.code) from None
             except (StorageUnavailable, StorageTimeout):
-                if not attempts_left:
+                if is_last:
                     raise
             else:
                 reader = ObjectReader(self._pool, connection, exchange, length=stop - start)
@@ -88,8 +86,7 @@ class GetRequests:
                     await reader.aclose()
                     raise
                 return reader
-            await asyncio.sleep(pause * self._jitter())
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            await asyncio.sleep(pause)
         raise AssertionError("there is at least one attempt")
 
     async def _ask(self, name: str, question: Mapping[str, str], length: int) -> tuple[Connection, Exchange, Head]:

@@ -10,13 +10,11 @@ from collections.abc import Callable, Mapping
 import aiohttp
 from yarl import URL
 
-from storage_proxy.stores.s3_errors import refusal
+from storage_proxy.stores.s3_attempts import attempts
+from storage_proxy.stores.s3_errors import asks_for_patience, refusal
 from storage_proxy.stores.s3_signer import Signer
 
 _QUESTION = {"accept-encoding": "identity", "x-amz-checksum-mode": "ENABLED"}
-_TRY_AGAIN = frozenset({500, 502, 503, 504})
-_FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 5.0
 
 
 class HeadRequests:
@@ -42,17 +40,16 @@ class HeadRequests:
 
         Raises the port's errors, `BlobNotFound` among them, and those of aiohttp.
         """
-        pause = _FIRST_PAUSE
-        for _ in range(self._max_attempts - 1):
+        for is_last, pause in attempts(self._max_attempts, self._jitter):
             try:
                 status, headers = await self._ask(name)
-                if status not in _TRY_AGAIN:
+                if is_last or not asks_for_patience(status, ""):
                     return self._answered(status, headers)
             except (aiohttp.ClientError, OSError):  # a deadline's TimeoutError is raised further out
-                pass
-            await asyncio.sleep(pause * self._jitter())
-            pause = min(pause * 2, _LONGEST_PAUSE)
-        return self._answered(*await self._ask(name))
+                if is_last:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError("there is at least one attempt")
 
     async def _ask(self, name: str) -> tuple[int, Mapping[str, str]]:
         url, headers = await self._signer.signed("HEAD", name, _QUESTION)

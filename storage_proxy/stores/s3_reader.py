@@ -1,7 +1,7 @@
 """The body of one GetObject answer, counted: exactly the bytes asked for, or an error.
 
-It reads aiohttp's stream beneath the client library's wrapper, buffer by buffer without joining or copying them,
-and stands behind `BlobReader` so that a faster reader can take its place.
+For answers that were left to the SDK (behind an HTTP proxy, from another region): it reads aiohttp's stream beneath
+the client library's wrapper, buffer by buffer without joining or copying them.
 """
 
 import asyncio
