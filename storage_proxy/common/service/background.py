@@ -36,11 +36,29 @@ async def in_background(loops: Mapping[str, Loop]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+class Restarts:
+    """The pauses before what ended is begun again: growing, and short again after it went well for a minute."""
+
+    def __init__(self) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._pauses = Pauses(PausePolicy(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS), random.SystemRandom())
+        self._began = 0.0
+
+    def begins(self) -> None:
+        """It is begun now."""
+        self._began = self._clock()
+
+    def pause(self) -> float:
+        """It has ended now: the seconds to wait."""
+        if self._clock() - self._began > _HEALTHY_SECONDS:
+            self._pauses.reset()
+        return self._pauses.next()
+
+
 async def _forever(name: str, loop: Loop) -> None:
-    clock = asyncio.get_running_loop().time
-    pauses = Pauses(PausePolicy(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS), random.SystemRandom())
+    restarts = Restarts()
     while True:
-        began = clock()
+        restarts.begins()
         try:
             with only_own_cancellation():
                 await loop()
@@ -48,6 +66,4 @@ async def _forever(name: str, loop: Loop) -> None:
             _log.warning("a loop waits", extra={"loop": name, "code": error.code, "reason": error.detail})
         except Exception:  # noqa: BLE001 whatever it is, the work must go on
             _log.exception("a loop failed", extra={"loop": name})
-        if clock() - began > _HEALTHY_SECONDS:
-            pauses.reset()
-        await pauses.wait()
+        await asyncio.sleep(restarts.pause())

@@ -6,7 +6,6 @@ service with its exit code. Nothing serves here but health and metrics.
 
 import asyncio
 import logging
-import random
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,8 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from storage_proxy.common.pauses import PausePolicy, Pauses
-from storage_proxy.common.service.background import FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS
+from storage_proxy.common.service.background import Restarts
 from storage_proxy.common.service.children import ANSWER_SECONDS, Child, ChildCommand
 from storage_proxy.common.service.listener import Listener
 from storage_proxy.common.service.merged_metrics import MergedMetrics, told_metrics
@@ -24,7 +22,6 @@ from storage_proxy.common.service.process import Life, start_listener
 
 _log = logging.getLogger(__name__)
 
-_HEALTHY_SECONDS = 60.0
 GRACE_SECONDS = 5.0
 _OWN = 0
 """The number under which the supervisor's own metrics are merged: processes count from 1."""
@@ -113,16 +110,13 @@ class Supervisor:
 
     async def _keep(self, number: int) -> None:
         """A process under ``number``, and another one when it dies, until the drain."""
-        clock = asyncio.get_running_loop().time
-        pauses = Pauses(PausePolicy(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS), random.SystemRandom())
+        restarts = Restarts()
         while not self.life.stopping.is_set():
-            began = clock()
+            restarts.begins()
             reason = await self._one(number)
             if self.life.stopping.is_set():
                 return
-            if clock() - began > _HEALTHY_SECONDS:
-                pauses.reset()
-            pause = pauses.next()
+            pause = restarts.pause()
             extra = {"child": number, "reason": reason, "again_in_seconds": round(pause, 3)}
             _log.error("a process died", extra=extra)
             self._restarts.inc()
