@@ -9,7 +9,7 @@ import pytest
 
 from storage_proxy.formats.deflated_zip import DeflatedZip
 from storage_proxy.formats.entries import Entry
-from tests.support.zip_readers import LIST, READ, digests, java, program
+from tests.support.zip_readers import LIST, READ, digests, installed, java, program
 
 NOW = 1_700_000_001
 CONTENTS = {
@@ -25,10 +25,7 @@ CONTENTS = {
 
 @pytest.fixture(params=list(READ))
 def reader(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name != "python":
-        program(name)
-    return name
+    return installed(request.param)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from storage_proxy.formats.entries import Entry
 from storage_proxy.formats.layout import Framing
 from tests.support.archives import laid_out
 from tests.support.tar_readers import LIST, READ
-from tests.support.zip_readers import digests, program
+from tests.support.zip_readers import digests, installed, program
 
 NOW = 1_700_000_001
 CONTENTS = {
@@ -31,10 +31,7 @@ CONTENTS = {
 
 @pytest.fixture(params=list(READ))
 def reader(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name != "python":
-        program(name)
-    return name
+    return installed(request.param)
 
 
 def write(path: Path, entries: Sequence[Entry], contents: Sequence[bytes]) -> Path:

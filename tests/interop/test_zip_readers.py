@@ -11,7 +11,7 @@ import pytest
 from storage_proxy.formats.entries import Entry
 from storage_proxy.formats.layout import Framing
 from tests.support.zip_archive import ZipArchive
-from tests.support.zip_readers import LIST, READ, digests, java, program
+from tests.support.zip_readers import LIST, READ, digests, installed, java, program
 
 NOW = 1_700_000_001
 CONTENTS = {
@@ -26,10 +26,7 @@ CONTENTS = {
 
 @pytest.fixture(params=list(READ))
 def reader(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name != "python":
-        program(name)
-    return name
+    return installed(request.param)
 
 
 def write(path: Path, entries: Sequence[Entry], contents: Sequence[bytes]) -> Path:

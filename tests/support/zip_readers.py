@@ -82,6 +82,14 @@ def program(name: str) -> str:
     return found
 
 
+def installed(reader: object) -> str:
+    """The name of a reader that is installed, for a fixture's parameter; Python is always. As `program` otherwise."""
+    name = str(reader)
+    if name != "python":
+        program(name)
+    return name
+
+
 def output(*command: str | Path, cwd: Path) -> str:
     """What a command prints. Raises RuntimeError, with the ends of both streams, when it fails."""
     environment = os.environ | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
