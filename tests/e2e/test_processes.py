@@ -89,18 +89,18 @@ async def downloads_in_both(running: Service) -> AsyncIterator[dict[int, list[ai
             assert answer.status == 200
             assert answer.connection is not None
             assert answer.connection.transport is not None
-            port = answer.connection.transport.get_extra_info("sockname")[1]
-            by_process.setdefault(owners[owner_of(port, list(owners))], []).append(answer)
+            ends = [answer.connection.transport.get_extra_info(name)[1] for name in ("peername", "sockname")]
+            by_process.setdefault(owners[owner_of(ends, list(owners))], []).append(answer)
         yield by_process
 
 
-def owner_of(client_port: int, pids: list[int]) -> int:
-    """Which process holds the server's end of the connection from ``client_port``."""
+def owner_of(ends: list[int], pids: list[int]) -> int:
+    """Which process holds the server's end of the connection between two ports, the server's and the client's."""
     printed = Path("/proc/net/tcp").read_text()
     inode = next(
         fields[9]
         for fields in (line.split() for line in printed.splitlines()[1:])
-        if int(fields[2].split(":")[1], 16) == client_port
+        if [int(field.split(":")[1], 16) for field in fields[1:3]] == ends
     )
     for pid in pids:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():

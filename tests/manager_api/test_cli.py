@@ -12,6 +12,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.support.programs import free_ports
+
 from .conftest import API_KEY, FakeProxy
 
 ROOT = Path(__file__).parents[2]
@@ -28,13 +30,6 @@ keys = [{{ kid = "dev", alg = "HS256", secret = "dev-only-token-secret-012345678
 [shutdown]
 drain_seconds = {drain}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def command(*arguments: str) -> list[str]:
@@ -79,7 +74,7 @@ class Service:
 
 @asynccontextmanager
 async def serving(tmp_path: Path, rpc_url: str, drain: float = 30) -> AsyncIterator[Service]:
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{free_ports(1)[0]}"
     config = tmp_path / "manager_api.toml"
     config.write_text(CONFIG.format(listen=listen, rpc_url=rpc_url, drain=drain), encoding="utf-8")
     process = await asyncio.create_subprocess_exec(

@@ -11,6 +11,7 @@ from typing import IO, NoReturn
 
 import pytest
 
+from tests.support.programs import free_ports
 from tools import services
 
 
@@ -76,7 +77,7 @@ class PrivateService:
 
     def __init__(self, service: services.Service, directory: Path) -> None:
         self._run = services.Run(service, directory)
-        self._port = services.free_port()
+        self._port = free_ports(1)[0]
 
     async def start(self) -> None:
         """Start it, or start it again on the same port."""
