@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +176,19 @@ async def get_json(
                 return error.code, json.load(error)
 
     return await asyncio.to_thread(ask)
+
+
+async def refuses_connections(url: str) -> None:
+    """Wait until nobody listens there: a program that drains says so just before it closes its sockets."""
+    parts = urlsplit(url)
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            except ConnectionRefusedError:
+                return
+            writer.close()
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
