@@ -7,6 +7,7 @@ somebody may still look at is not filled again.
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 from storage_proxy.common.byte_budget import ByteBudget
 
@@ -32,12 +33,16 @@ _SLOW = 0.5
 
 
 class Buffer:
-    """So many bytes, and the view through which they are filled and given out."""
+    """So many bytes, and the view through which they are filled and given out.
+
+    They are pages of their own, back with the system when nobody has them any more: of what is freed, malloc keeps
+    tens of MiB.
+    """
 
     __slots__ = ("bytes", "view")
 
     def __init__(self, size: int) -> None:
-        self.bytes = bytearray(size)
+        self.bytes = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
         self.view = memoryview(self.bytes)
 
     def __len__(self) -> int:

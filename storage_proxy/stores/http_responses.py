@@ -6,7 +6,11 @@ the connection would tell.
 
 import re
 from collections.abc import Mapping
+from mmap import mmap
 from typing import NamedTuple
+
+Received = bytearray | mmap
+"""What the answers lie in."""
 
 MAX_HEAD_BYTES = 64 << 10
 """Of a head and the interim answers before it, and of a chunked body's trailers."""
@@ -45,7 +49,7 @@ class Sized:
         """How many bytes are still to come at most, as far as is known."""
         return self.left
 
-    def next(self, buffer: bytearray, begin: int, end: int) -> tuple[int, int]:
+    def next(self, buffer: Received, begin: int, end: int) -> tuple[int, int]:
         """Where the body's next bytes lie between ``begin`` and ``end``: an empty stretch when there are none.
 
         The end of the stretch is where to go on.
@@ -69,7 +73,7 @@ class Chunked:
     def expected(self) -> int | None:
         return 0 if self.done else None
 
-    def next(self, buffer: bytearray, begin: int, end: int) -> tuple[int, int]:
+    def next(self, buffer: Received, begin: int, end: int) -> tuple[int, int]:
         """As `Sized.next`; raises `BadAnswer`."""
         while begin < end and not self.done:
             if self._left:
@@ -127,7 +131,7 @@ class HeadParser:
         self._seen = 0
         self._interim = 0
 
-    def feed(self, buffer: bytearray, begin: int, end: int) -> tuple[Head, int] | None:
+    def feed(self, buffer: Received, begin: int, end: int) -> tuple[Head, int] | None:
         """The head, and where in ``buffer`` the bytes after it begin; None while some of it has to come.
 
         What lies between ``begin`` and ``end`` is taken over in that case. Raises `BadAnswer`.
@@ -151,7 +155,7 @@ class HeadParser:
             if self._interim > _MAX_INTERIM:
                 raise BadAnswer("Interim answers do not end")
 
-    def _end_of_head(self, buffer: bytearray, begin: int, end: int) -> int | None:
+    def _end_of_head(self, buffer: Received, begin: int, end: int) -> int | None:
         """Where the first empty line ends, which may have begun in what was kept."""
         if self._kept:
             tail = self._kept[-3:]

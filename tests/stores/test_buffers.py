@@ -1,5 +1,7 @@
 """The buffers of readers: within the process's budget, larger for the fast, and never filled under somebody's eyes."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,10 +10,24 @@ from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.stores.buffers import LEAST, READ_AHEAD, RECEIVED, Buffer, BufferPool, Levels, ReaderBuffers
 
 MIB = 1 << 20
+STATUS = Path("/proc/self/status")
 
 
 def pool(total: int = 128 * MIB) -> BufferPool:
     return BufferPool(ByteBudget(total))
+
+
+def filled(lent: BufferPool, size: int) -> Buffer:
+    """A leased buffer whose memory is there."""
+    buffer = lent.lease(size)
+    assert buffer is not None
+    buffer.view[:] = b"x" * size
+    return buffer
+
+
+def own_memory() -> int:
+    """Bytes of memory that are this process's own."""
+    return next(int(line.split()[1]) << 10 for line in STATUS.read_text().splitlines() if line.startswith("RssAnon:"))
 
 
 def turns(buffers: ReaderBuffers, count: int, seconds: float) -> None:
@@ -117,6 +133,21 @@ def test_what_nobody_leases_is_kept_within_bounds() -> None:
     assert lent.budget.taken == 0
     again = [lent.lease(MIB) for _ in range(20)]
     assert sum(any(buffer is each for each in leased) for buffer in again) == 16
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="there is no /proc that tells a process's memory")
+def test_the_memory_of_what_is_not_kept_goes_back_to_the_system() -> None:
+    lent = pool()
+    lent.give_back(filled(lent, 4 * MIB))  # a malloc that saw this one freed would keep all smaller ones in its heap
+    before = own_memory()
+    buffers = [filled(lent, MIB) for _ in range(64)]
+    assert own_memory() - before >= 60 * MIB
+    left = buffers[7::8]  # and in a heap each of these would hold back what lies below it
+    for buffer in buffers:
+        if not any(buffer is each for each in left):
+            lent.give_back(buffer)
+    del buffers, buffer
+    assert own_memory() - before < 8 * MIB + 16 * MIB + 8 * MIB
 
 
 @given(
