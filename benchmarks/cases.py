@@ -11,8 +11,8 @@ GIB = 1024 * MIB
 class Case:
     """``count`` blobs of ``blob_bytes`` each under ``prefix``: one is downloaded as it is, more as an archive.
 
-    ``folder`` is the one that holds the blobs, where another case's are taken; ``whole`` is a single blob of as many
-    bytes, for servers that make no archives; ``part`` is a smaller case for servers that would take minutes.
+    ``folder`` is the one that holds the blobs, where another case's are taken; ``part`` is a smaller case for servers
+    that would take minutes.
     """
 
     name: str
@@ -28,7 +28,6 @@ class Case:
     origin_ms: int = 0
     """How much later than otherwise the S3 server's answer begins, in milliseconds."""
     only_ours: bool = False
-    whole: "Case | None" = None
     part: "Case | None" = None
 
     @property
@@ -58,7 +57,7 @@ def _cases(
     subset = Case("part", f"archive, {part:,} x 10 KiB", scale, part, 10 * KIB)
     return (
         blob,
-        Case("large", files, scale, count, mib * MIB, whole=blob),
+        Case("large", files, scale, count, mib * MIB),
         Case("unknown", f"{files}, CRC-32s unknown", scale, count, mib * MIB, has_crcs=False, only_ours=True),
         Case("tar", f"{files}, tar", scale, count, mib * MIB, folder="large", format="tar", only_ours=True),
         Case(

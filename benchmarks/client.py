@@ -1,10 +1,11 @@
-"""The client of every measured download: one connection, one request, large reads into one buffer.
+"""The client of every measured download: one connection, one request after the other, large reads into one buffer.
 
 The law: it must not be the bottleneck. A read takes up to 1 MiB and keeps nothing, which costs half of what curl does.
 """
 
 import http.client
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -16,9 +17,11 @@ _STALL_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is downloaded: the URL, exactly how many bytes must come (None: unknown), and how many the blobs have."""
+    """What is downloaded: the URLs, all of one server, one after the other; exactly how many bytes must come together
+    (None: unknown), and how many the blobs have.
+    """
 
-    url: str
+    urls: Sequence[str]
     size: int | None
     payload: int
 
@@ -32,28 +35,29 @@ class Download:
     first_byte_seconds: float
 
 
-def download(url: str, *, bytes_range: str = "") -> Download:
-    """Read all of ``url``, or of its ``bytes_range`` (as in a Range header). It blocks.
+def download(*urls: str, bytes_range: str = "") -> Download:
+    """Read all of each URL, or of its ``bytes_range`` (as in a Range header), over one connection. It blocks.
 
     Raises `BenchmarkError` for any answer but 200 (206 to a range), and for one that breaks off.
     """
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=_STALL_SECONDS)
+    connection = http.client.HTTPConnection(urlsplit(urls[0]).netloc, timeout=_STALL_SECONDS)
     buffer = memoryview(bytearray(READ_BYTES))
-    size = 0
+    size, first_byte = 0, 0.0
     began = time.perf_counter()
     try:
-        headers = {"Range": f"bytes={bytes_range}"} if bytes_range else {}
-        connection.request("GET", f"{parts.path}?{parts.query}", headers=headers)
-        answer = connection.getresponse()
-        if answer.status != (206 if bytes_range else 200):
-            raise BenchmarkError(f"a download was answered with {answer.status}: {answer.read(500).decode()}")
-        size += len(answer.read(1))
-        first_byte = time.perf_counter() - began
-        while got := answer.readinto(buffer):
-            size += got
-        if answer.length:
-            raise BenchmarkError(f"a download ended {answer.length} bytes early, after {size}")
+        for url in urls:
+            parts = urlsplit(url)
+            headers = {"Range": f"bytes={bytes_range}"} if bytes_range else {}
+            connection.request("GET", f"{parts.path}?{parts.query}", headers=headers)
+            answer = connection.getresponse()
+            if answer.status != (206 if bytes_range else 200):
+                raise BenchmarkError(f"a download was answered with {answer.status}: {answer.read(500).decode()}")
+            size += len(answer.read(1))
+            first_byte = first_byte or time.perf_counter() - began
+            while got := answer.readinto(buffer):
+                size += got
+            if answer.length:
+                raise BenchmarkError(f"a download ended {answer.length} bytes early, after {size}")
         return Download(size, time.perf_counter() - began, first_byte)
     except (OSError, http.client.HTTPException) as error:
         raise BenchmarkError(f"a download broke off after {size} bytes: {error!r}") from error

@@ -73,7 +73,7 @@ async def _round(figures: Figures, pid: int, slow: Target, fast: Target, count: 
 @asynccontextmanager
 async def _slow_clients(target: Target, count: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """They have all begun when it is entered, and are ended with it."""
-    command = [sys.executable, "-m", "benchmarks.slow_clients", target.url, str(count), str(RATE), str(SECONDS)]
+    command = [sys.executable, "-m", "benchmarks.slow_clients", target.urls[0], str(count), str(RATE), str(SECONDS)]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     try:

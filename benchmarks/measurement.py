@@ -27,7 +27,7 @@ async def measure(target: Target, pid: int) -> Measurement:
     """
     reset_peak_memory(pid)
     before = cpu_seconds_each(pid)
-    done = await asyncio.to_thread(download, target.url)
+    done = await asyncio.to_thread(download, *target.urls)
     if target.size is not None and done.size != target.size:
         raise BenchmarkError(f"a download gave {done.size} bytes instead of {target.size}")
     size = target.payload if target.size is None else target.size

@@ -14,7 +14,7 @@ import aiohttp
 from zipstream import ZipStream  # type: ignore[import-untyped]
 
 from benchmarks import nginx
-from benchmarks.cases import Case
+from benchmarks.cases import MIB, Case
 from benchmarks.client import Target
 from benchmarks.processes import BenchmarkError, free_port
 from benchmarks.programs import configured, program
@@ -50,7 +50,7 @@ class StorageProxy:
     async def target(self, case: Case) -> Target | None:
         if not case.is_archive:
             link = await self._mint("blob", {"bucket": BUCKET, "key": case.keys[0], "expires_in": LINK_SECONDS})
-            return Target(link["url"], link["size"], case.payload_bytes)
+            return Target([link["url"]], link["size"], case.payload_bytes)
         wanted = {"bucket": BUCKET, "prefix": case.prefix, "format": case.format, "compression": case.compression}
         try:
             link = await self._mint("archive", {**wanted, "expires_in": LINK_SECONDS})
@@ -59,7 +59,7 @@ class StorageProxy:
             return None
         if case.compression == "store" and link["resumable"] != (case.has_crcs or case.format == "tar"):
             raise BenchmarkError(f"what is known of the CRC-32s of {case.title} is not what it must be")
-        return Target(link["url"], link["size"], case.payload_bytes)
+        return Target([link["url"]], link["size"], case.payload_bytes)
 
     async def _mint(self, kind: str, wanted: Mapping[str, str | int]) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=MINT_SECONDS)
@@ -95,12 +95,12 @@ class Obvious:
         case = case.part or case
         if not case.is_archive:
             url = f"{self.url}/download?key={quote(case.keys[0])}"
-            return Target(url, case.payload_bytes, case.payload_bytes)
+            return Target([url], case.payload_bytes, case.payload_bytes)
         archive = ZipStream(sized=True)
         for key in case.keys:
             archive.add(iter(()), key, size=case.blob_bytes)
         url = f"{self.url}/download-archive?prefix={quote(case.prefix)}"
-        return Target(url, len(archive), case.payload_bytes)
+        return Target([url], len(archive), case.payload_bytes)
 
 
 @asynccontextmanager
@@ -114,26 +114,28 @@ async def obvious(storage: Storage) -> AsyncIterator[Obvious]:
 
 
 async def presigned(storage: Storage, case: Case) -> Target:
-    """The blob of ``case`` at the S3 server."""
+    """The blobs of ``case`` at the S3 server."""
     async with storage.client() as client:
-        url = await client.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": case.keys[0]})
-    return Target(url, case.payload_bytes, case.payload_bytes)
+        urls = [
+            await client.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": key})
+            for key in case.keys
+        ]
+    return Target(urls, case.payload_bytes, case.payload_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Nginx:
-    """nginx's proxy_pass, by presigned URL. For an archive it serves a single blob of as many bytes."""
+    """nginx's proxy_pass, by presigned URL. For an archive it serves the same large blobs one after the other."""
 
     storage: Storage
     pid: int
     url: str
 
     async def target(self, case: Case) -> Target | None:
-        blob = case.whole if case.is_archive else case
-        if blob is None:
+        if case.blob_bytes < MIB:
             return None
-        target = await presigned(self.storage, blob)
-        return replace(target, url=self.url + target.url.removeprefix(self.storage.endpoint))
+        target = await presigned(self.storage, case)
+        return replace(target, urls=[self.url + url.removeprefix(self.storage.endpoint) for url in target.urls])
 
 
 def nginx_with(name: str, buffers: str) -> Callable[[Storage], AbstractAsyncContextManager[Nginx]]:

@@ -84,7 +84,7 @@ async def fill(storage: Storage, cases: Iterable[Case]) -> None:
         await _create_bucket(client)
         for case in cases:
             await asyncio.to_thread(shutil.rmtree, _copies(case), ignore_errors=True)
-            for needed in (case, case.whole, case.part):
+            for needed in (case, case.part):
                 if needed is not None:
                     await _fill_case(client, needed)
 

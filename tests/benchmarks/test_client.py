@@ -50,6 +50,11 @@ async def test_a_download_counts_every_byte_of_the_body(server: TestServer, path
     assert 0 < done.first_byte_seconds <= done.seconds
 
 
+async def test_several_downloads_are_one_after_the_other_over_one_connection(server: TestServer) -> None:
+    url = str(server.make_url("/whole"))
+    assert (await asyncio.to_thread(download, url, url, url)).size == 3 * len(BODY)
+
+
 @pytest.mark.parametrize(
     ("path", "complaint"), [("/absent", "answered with 404"), ("/broken", "bytes early|broke off")]
 )
