@@ -216,7 +216,7 @@ async def test_a_slow_reader_holds_little_memory(over_s3: Service, s3_bucket: S3
         for answer in answers:
             await answer.content.read(1000)
         await asyncio.sleep(0.5)  # long enough for everything that would be read ahead
-        assert proxy.memory() - before < 8 * 6 * MIB  # a buffer of up to 4 MiB each, as long as they are few
+        assert proxy.memory() - before < 8 * 6 * MIB  # a few MiB each, as long as they are few
         for answer in answers:
             answer.close()
 

@@ -39,7 +39,7 @@ def turns(buffers: ReaderBuffers, count: int, seconds: float) -> None:
             buffers.spend(buffer, None)
 
 
-@pytest.mark.parametrize(("levels", "sizes"), [(RECEIVED, [4 * MIB]), (READ_AHEAD, [MIB, MIB])])
+@pytest.mark.parametrize(("levels", "sizes"), [(RECEIVED, [4 * MIB, 4 * MIB]), (READ_AHEAD, [MIB, MIB])])
 def test_a_reader_begins_with_64_kib_and_grows_while_it_is_quick(levels: Levels, sizes: list[int]) -> None:
     lent = pool()
     buffers = ReaderBuffers(lent, 1 << 30, levels)
