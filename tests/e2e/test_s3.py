@@ -206,7 +206,9 @@ async def test_a_client_that_goes_away_closes_the_read_of_s3(
         await until(lambda: faulty.open_connections <= max(idle, 1))
 
 
-async def test_readers_that_stop_hold_no_more_than_their_part_of_the_buffers(over_s3: Service, s3_bucket: S3Bucket) -> None:
+async def test_readers_that_stop_hold_no_more_than_their_part_of_the_buffers(
+    over_s3: Service, s3_bucket: S3Bucket
+) -> None:
     await s3_bucket.client.put_object(Bucket=s3_bucket.name, Key="large", Body=bytes(128 * MIB))
     minted = await over_s3.mint("blob", {"bucket": "media", "key": "large"})
     proxy = over_s3.proxies[0]
