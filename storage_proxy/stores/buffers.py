@@ -21,7 +21,7 @@ _DEFAULT_BUDGET = 128 << 20
 Levels = Sequence[tuple[int, int]]
 """From the slowest reader to the fastest: bytes of a buffer, and how many of them take turns."""
 
-RECEIVED: Levels = ((LEAST, 1), (256 << 10, 1), (1 << 20, 1), (4 << 20, 2))
+RECEIVED: Levels = ((LEAST, 1), (256 << 10, 1), (1 << 20, 1), (4 << 20, 1), (4 << 20, 2))
 """For sockets: the kernel receives what comes next while one is being sent; the fastest fill a second meanwhile."""
 
 READ_AHEAD: Levels = ((LEAST, 1), (256 << 10, 1), (256 << 10, 2), (1 << 20, 2))

@@ -206,9 +206,7 @@ async def test_a_client_that_goes_away_closes_the_read_of_s3(
         await until(lambda: faulty.open_connections <= max(idle, 1))
 
 
-async def test_readers_that_stop_hold_no_more_than_their_part_of_the_buffers(
-    over_s3: Service, s3_bucket: S3Bucket
-) -> None:
+async def test_a_slow_reader_holds_little_memory(over_s3: Service, s3_bucket: S3Bucket) -> None:
     await s3_bucket.client.put_object(Bucket=s3_bucket.name, Key="large", Body=bytes(128 * MIB))
     minted = await over_s3.mint("blob", {"bucket": "media", "key": "large"})
     proxy = over_s3.proxies[0]
@@ -218,8 +216,7 @@ async def test_readers_that_stop_hold_no_more_than_their_part_of_the_buffers(
         for answer in answers:
             await answer.content.read(1000)
         await asyncio.sleep(0.5)  # long enough for everything that would be read ahead
-        # The larger buffers of who is fast at first: together half of limits.buffer_bytes; 16 MiB are kept free.
-        assert proxy.memory() - before < 64 * MIB + 16 * MIB + 8 * MIB
+        assert proxy.memory() - before < 8 * 6 * MIB  # a few MiB each, as long as they are few
         for answer in answers:
             answer.close()
 
