@@ -42,12 +42,12 @@ def download(*urls: str, bytes_range: str = "") -> Download:
     """
     connection = http.client.HTTPConnection(urlsplit(urls[0]).netloc, timeout=_STALL_SECONDS)
     buffer = memoryview(bytearray(READ_BYTES))
+    headers = {"Range": f"bytes={bytes_range}"} if bytes_range else {}
     size, first_byte = 0, 0.0
     began = time.perf_counter()
     try:
         for url in urls:
             parts = urlsplit(url)
-            headers = {"Range": f"bytes={bytes_range}"} if bytes_range else {}
             connection.request("GET", f"{parts.path}?{parts.query}", headers=headers)
             answer = connection.getresponse()
             if answer.status != (206 if bytes_range else 200):

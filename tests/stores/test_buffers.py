@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.stores.buffers import LEAST, READ_AHEAD, RECEIVED, Buffer, BufferPool, Levels, ReaderBuffers
+from tests.support.programs import memory_figure
 
 MIB = 1 << 20
-STATUS = Path("/proc/self/status")
 
 
 def pool(total: int = 128 * MIB) -> BufferPool:
@@ -27,7 +27,7 @@ def filled(lent: BufferPool, size: int) -> Buffer:
 
 def own_memory() -> int:
     """Bytes of memory that are this process's own."""
-    return next(int(line.split()[1]) << 10 for line in STATUS.read_text().splitlines() if line.startswith("RssAnon:"))
+    return memory_figure("RssAnon", "self")
 
 
 def turns(buffers: ReaderBuffers, count: int, seconds: float) -> None:
@@ -135,7 +135,7 @@ def test_what_nobody_leases_is_kept_within_bounds() -> None:
     assert sum(any(buffer is each for each in leased) for buffer in again) == 16
 
 
-@pytest.mark.skipif(not STATUS.exists(), reason="there is no /proc that tells a process's memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc that tells a process's memory")
 def test_the_memory_of_what_is_not_kept_goes_back_to_the_system() -> None:
     lent = pool()
     lent.give_back(filled(lent, 4 * MIB))  # a malloc that saw this one freed would keep all smaller ones in its heap

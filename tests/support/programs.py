@@ -46,6 +46,14 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def memory_figure(name: str, process: int | str) -> int:
+    """Bytes, by a line of /proc/PID/status; ``process`` may be ``self``."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"no {name}")
+
+
 @dataclass
 class Program:
     """One process. Its log is kept for assertions and for whoever reads a failure."""
@@ -113,18 +121,12 @@ class Program:
     def memory(self) -> int:
         """Bytes of memory that are the process's own: resident, less file pages shared with others."""
         assert self.process is not None
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("no RssAnon")
+        return memory_figure("RssAnon", self.process.pid)
 
     def peak_memory(self) -> int:
         """Bytes: the largest resident size so far (VmHWM)."""
         assert self.process is not None
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("no VmHWM")
+        return memory_figure("VmHWM", self.process.pid)
 
 
 @dataclass
