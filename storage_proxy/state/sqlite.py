@@ -36,12 +36,14 @@ class SqliteOptions:
     """``path`` is made if it does not exist, its directory is not. Times are in seconds.
 
     ``readers`` transactions of this process may read at once. ``busy_seconds`` is how long a commit waits for other
-    processes' commits. A read fetches ``batch_rows`` at once, or a MiB of them.
+    processes' commits, ``start_seconds`` and ``probe_seconds`` how long the file may take to answer at the start and
+    later. A read fetches ``batch_rows`` at once, or a MiB of them.
     """
 
     path: Path
     readers: int = 8
     busy_seconds: float = 5.0
+    start_seconds: float = 10.0
     probe_seconds: float = 1.5
     batch_rows: int = 1_000
     retries: RetryPolicy = field(default_factory=RetryPolicy)
@@ -60,7 +62,7 @@ async def open_sqlite(
     """
     store = SqliteKeyValueStore(options, clock=clock, jitter=jitter or random.SystemRandom())
     try:
-        await store.probe()
+        await store.start()
         yield store
     finally:
         await store.aclose()
@@ -93,6 +95,10 @@ class SqliteKeyValueStore:
                     begin = after(rows[-1][0])
         finally:
             reader.close()
+
+    async def start(self) -> None:
+        """As `probe`, with more patience: a disk that is slow for a moment is no reason not to start."""
+        await self._within(self._options.start_seconds, asyncio.wrap_future(self._writer.probe()))
 
     async def probe(self) -> None:
         await self._within(self._options.probe_seconds, asyncio.wrap_future(self._writer.probe()))

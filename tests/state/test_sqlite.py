@@ -174,6 +174,26 @@ async def test_a_lock_of_another_program_is_waited_for(tmp_path: Path) -> None:
         assert await read_all(store, b"", b"\xff") == [(b"a", b"")]
 
 
+async def test_a_file_that_is_slow_at_the_start_is_waited_for_longer_than_a_probe_would(tmp_path: Path) -> None:
+    async with sqlite_store(tmp_path / "state.db"):
+        pass
+    other = other_program(tmp_path / "state.db")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StateUnavailable, match=r"in 0\.05 s"):
+        async with sqlite_store(tmp_path / "state.db", start_seconds=0.05, busy_seconds=0.1):
+            pass
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(release(other, after_seconds=0.2))
+        async with sqlite_store(tmp_path / "state.db", probe_seconds=0.05) as store:
+            await put(store, b"a")
+    other.close()
+
+
+async def release(other: sqlite3.Connection, *, after_seconds: float) -> None:
+    await asyncio.sleep(after_seconds)
+    other.execute("ROLLBACK")
+
+
 async def test_a_lock_that_is_never_released_is_given_up(tmp_path: Path) -> None:
     async with sqlite_store(tmp_path / "state.db", busy_seconds=0.05) as store:
         other = other_program(tmp_path / "state.db")

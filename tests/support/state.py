@@ -84,7 +84,7 @@ async def sqlite_store(
     **options: float,
 ) -> AsyncIterator[SqliteKeyValueStore]:
     """Reads fetch few rows at once, so that most ranges take several."""
-    given = {"batch_rows": 7, "probe_seconds": 30.0, "busy_seconds": 30.0} | options
+    given = {"batch_rows": 7, "start_seconds": 30.0, "probe_seconds": 30.0, "busy_seconds": 30.0} | options
     async with open_sqlite(SqliteOptions(path, retries=retries, **given), clock=clock) as store:  # type: ignore[arg-type]
         yield store
 
