@@ -56,6 +56,9 @@ def arguments() -> argparse.Namespace:
         "--only", action="append", choices=[DOWNLOADS, *SUBJECTS], help="only this subject; repeatable (default: all)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
+    parser.add_argument(
+        "--count", type=int, help="so many clients, entries, ... instead of a subject's own number (not of downloads)"
+    )
     parser.add_argument("--small", action="store_true", help="sizes for a quick look")
     parser.add_argument(
         "--case", action="append", choices=[case.name for case in FULL], help="of downloads only this one; repeatable"
@@ -68,6 +71,8 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if given.count is not None and given.count < 1:
+        parser.error("--count must be at least 1")
     if given.case or given.peer:
         given.only = given.only or [DOWNLOADS]
     return given
@@ -137,12 +142,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def take(name: str, rounds: int, *, small: bool) -> Efforts | Figures:
+async def take(name: str, rounds: int, count: int) -> Efforts | Figures:
     """One subject, on an S3 server of its own."""
-    comparison, full, quick = SUBJECTS[name]
+    comparison, _, _ = SUBJECTS[name]
     say(f"{name} ...")
     async with running_storage() as storage:
-        return await comparison(storage, rounds, count=quick if small else full)
+        return await comparison(storage, rounds, count=count)
 
 
 @contextmanager
@@ -174,10 +179,11 @@ def run(given: argparse.Namespace) -> tuple[Mapping[str, Any], bool]:
         measured |= report.as_json(results)
         facts |= results.facts()
         well = not results.failures
-    for name in SUBJECTS:
+    for name, (_, full, quick) in SUBJECTS.items():
         if name in only:
+            count = given.count or (quick if given.small else full)
             try:
-                taken = asyncio.run(take(name, given.rounds, small=given.small))
+                taken = asyncio.run(take(name, given.rounds, count))
             except FAILURES as error:
                 say(f"{name}: {error}")
                 well = False

@@ -1,4 +1,6 @@
-"""An archive of very many entries: what its mint takes, and how soon a Range at its end begins."""
+"""An archive of very many entries: what its mint takes of time, memory and turns, and how soon a Range at its end
+begins.
+"""
 
 import asyncio
 import base64
@@ -7,7 +9,11 @@ import os
 import re
 import statistics
 import struct
+import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from isal.isal_zlib import crc32
 
@@ -15,19 +21,24 @@ from benchmarks.asking import Asker, Request
 from benchmarks.client import content, download
 from benchmarks.efforts import watched
 from benchmarks.figures import Figures
+from benchmarks.kernel import memory, peak_memory, reset_peak_memory
 from benchmarks.peers import LINK_SECONDS
 from benchmarks.processes import BenchmarkError
 from benchmarks.programs import Programs, configured
 from benchmarks.seeding import paths_of
 from benchmarks.storage import BLOBS, BUCKET, WORKSPACE, Storage, ensure_bucket, remove_state, running_storage
+from storage_proxy.common.concurrency import cancel_and_wait
 
 SUBJECT = "entries"
 ACCESS_LOG = WORKSPACE / "entries-access.log"
 STATE = WORKSPACE / "entries.db"
 BODY = bytes(100)
+MINT_SECONDS = 600.0
+"""The manager waits no longer for a plan (`proxy.rpc_plan_timeout_seconds`)."""
 WARM_RANGES = 20
 DIRECTORY_BYTES, BLOBS_BYTES = 65_536, 4_096
-COLD, WARM = "cold ms", "warm ms"
+COLD, WARM, SLOWEST = "cold ms", "warm ms", "slowest answer to others ms"
+OTHERS_PAUSE_SECONDS = 0.01
 DIRECTORY = f"Range: the last {DIRECTORY_BYTES // 1024} KiB (central directory)"
 LAST_BLOBS = f"Range: the last blobs, {BLOBS_BYTES // 1024} KiB"
 _OPERATION = re.compile(rb" s3_(\w+) ")
@@ -45,7 +56,11 @@ async def compare(storage: Storage, rounds: int, *, count: int) -> Figures:
     await asyncio.to_thread(_place, prefix, count)
     remove_state(STATE)
     async with running_storage(access_log=ACCESS_LOG) as logged:
-        programs = configured(logged, STATE, settings={"mint": {"crc32_seconds": 600}})
+        settings: dict[str, dict[str, float]] = {
+            "mint": {"crc32_seconds": MINT_SECONDS},
+            "limits": {"max_archive_entries": count},
+        }
+        programs = configured(logged, STATE, settings=settings)
         async with programs.proxy("serve") as pid, programs.manager():
             for what in (f"mint {count:,} entries", "the same once more"):
                 url = await _minted(figures, what, programs, pid, prefix, count)
@@ -80,7 +95,12 @@ async def _minted(figures: Figures, what: str, programs: Programs, pid: int, pre
     """The URL of the archive of ``prefix``."""
     logged = await _logged()
     wanted = {"bucket": BUCKET, "prefix": prefix, "expires_in": LINK_SECONDS}
-    async with Asker(programs.manager_url, programs.api_key) as manager:
+    before = memory(pid)
+    reset_peak_memory(pid)
+    async with (
+        Asker(programs.manager_url, programs.api_key, seconds=MINT_SECONDS) as manager,
+        _others(programs) as others,
+    ):
         with watched(count, pid) as watch:
             link = await manager.ask(Request("POST", "/v1/tokens/archive", wanted))
     if link["entries"] != count or not link["resumable"]:
@@ -88,10 +108,41 @@ async def _minted(figures: Figures, what: str, programs: Programs, pid: int, pre
     effort = watch.efforts[0]
     figures.add(what, "seconds", effort.seconds)
     figures.add(what, "CPU s of the proxy", effort.cpu_seconds)
+    figures.add(what, "memory, bytes an entry", (peak_memory(pid) - before) / count)
+    figures.add(what, SLOWEST, others.slowest_seconds * 1e3)
     for operation, requests in sorted((await _logged() - logged).items()):
         figures.add(what, f"requests: {operation}", requests)
     url: str = link["url"]
     return url
+
+
+@dataclass(slots=True)
+class Others:
+    """Those who want something small of the same process meanwhile."""
+
+    slowest_seconds: float = 0.0
+
+
+@asynccontextmanager
+async def _others(programs: Programs) -> AsyncIterator[Others]:
+    """Ask whether the proxy is alive, again and again, while entered."""
+    others = Others()
+
+    async def ask() -> None:
+        async with Asker(programs.operations_url) as asker:
+            while True:
+                began = time.perf_counter()
+                await asker.ask(Request("GET", "/health/live"))
+                others.slowest_seconds = max(others.slowest_seconds, time.perf_counter() - began)
+                await asyncio.sleep(OTHERS_PAUSE_SECONDS)
+
+    asking = asyncio.create_task(ask())
+    try:
+        yield others
+        if asking.done():
+            asking.result()
+    finally:
+        await cancel_and_wait(asking)
 
 
 async def _logged() -> Counter[str]:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from storage_proxy.bus.observer import BusObserver
 from storage_proxy.bus.port import Batch, Handler
-from storage_proxy.common.concurrency import only_own_cancellation
+from storage_proxy.common.concurrency import cancel_and_wait, only_own_cancellation
 from storage_proxy.common.errors import ServiceError
 from storage_proxy.common.pauses import PausePolicy, Pauses
 
@@ -128,8 +128,7 @@ class PartitionTasks:
             await asyncio.wait({commit}, timeout=_COMMIT_GRACE_SECONDS)
             raise
         finally:
-            commit.cancel()
-            await asyncio.gather(commit, return_exceptions=True)
+            await cancel_and_wait(commit)
         self._consumption.observer.committed(batch.topic, self._consumption.group, done)
 
     async def _patiently(self, ask: Callable[[], Awaitable[_T]]) -> _T:

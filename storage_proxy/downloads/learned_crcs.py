@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import islice
 
+from storage_proxy.common.concurrency import cancel_and_wait
 from storage_proxy.common.errors import StateUnavailable
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.sources import Pin
@@ -61,8 +62,7 @@ class LearnedCrcs:
         try:
             yield
         finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            await cancel_and_wait(writer)
             with suppress(StateUnavailable, TimeoutError):
                 async with asyncio.timeout(self._lookup_seconds):
                     await self.flush()

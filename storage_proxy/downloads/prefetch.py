@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
 from storage_proxy.common.byte_budget import ByteBudget
+from storage_proxy.common.concurrency import cancel_and_wait
 from storage_proxy.downloads.sources import BlobRead, Chunk
 
 _Item = TypeVar("_Item")
@@ -96,10 +97,8 @@ class Window(Generic[_Item]):
         tasks = [read.task for read in reads if read.task is not None]
         if self._filler is not None:
             tasks.append(self._filler)
-        for task in tasks:
-            task.cancel()
         try:
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_and_wait(*tasks)
         finally:  # also when this is cancelled: the tasks end by themselves then
             self._prefetch.windows -= 1
             for read in reads:
@@ -249,8 +248,7 @@ class WindowRead:
             return
         try:
             if self._task is not None:
-                self._task.cancel()
-                await asyncio.gather(self._task, return_exceptions=True)
+                await cancel_and_wait(self._task)
         finally:
             await self.aclose()
 

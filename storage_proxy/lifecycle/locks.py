@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import NoReturn
 
+from storage_proxy.common.concurrency import cancel_and_wait
 from storage_proxy.common.errors import ServiceError
 from storage_proxy.common.values import rfc3339
 from storage_proxy.state.port import KeyValueStore, Transaction
@@ -96,8 +97,7 @@ class Locks:
                 try:
                     yield held
                 finally:
-                    renewal.cancel()
-                    await asyncio.gather(renewal, return_exceptions=True)
+                    await cancel_and_wait(renewal)
         except TimeoutError:
             if not cut.expired():
                 raise

@@ -45,7 +45,7 @@ class S3Options:
     access_key: str | None = None
     secret_key: str | None = field(default=None, repr=False)
     addressing: Literal["path", "virtual", "auto"] = "auto"
-    max_connections: int = 1024
+    max_connections: int = 1280
     connect_timeout: float = 3.0
     read_timeout: float = 20.0
     request_timeout: float = 30.0

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from storage_proxy.common.concurrency import cancel_and_wait
 from storage_proxy.common.steps import VARIABLE
 from tests.support.deployment import Backing, Deployment, deployed
 from tests.support.producers import Producer, producing
@@ -159,9 +160,7 @@ class _Rounds:
                     while not await victim.program.ready():  # noqa: ASYNC110 it does not tell that it is
                         await asyncio.sleep(0.1)
         finally:
-            for supervisor in supervisors:
-                supervisor.cancel()
-            await asyncio.gather(*supervisors, return_exceptions=True)
+            await cancel_and_wait(*supervisors)
 
     async def round(self, index: int) -> None:
         """Let one of each kind die under load."""

@@ -6,14 +6,13 @@ The law: every byte that a client takes is compared with the blob.
 import asyncio
 import random
 import resource
-import socket
 import statistics
 import time
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tests.support.programs import Program, run, service
+from tools.slow_line import answered, asked
 from tools.soak.record import Record, Scale, mib
 from tools.soak.s3 import BUCKET, bucket_over, filled
 from tools.soak.watch import metric
@@ -77,7 +76,7 @@ async def _stopped(record: Record, proxy: Program, url: str, count: int) -> None
     """Clients that take nothing more are cut, and their reads of S3 end."""
     name, stalled = "storage_proxy_downloads_total", 'outcome="client-stalled"'
     before = await metric(proxy, name, stalled)
-    connections = [_connected(url) for _ in range(count)]
+    connections = [await asked(url) for _ in range(count)]
     try:
         began = time.monotonic()
         async with asyncio.timeout(_STALL_SECONDS * 6):
@@ -104,12 +103,10 @@ async def _slow(url: str, content: bytes, seconds: int, delay: float) -> float:
     """Read at the rate, and leave; the bytes a second that came."""
     await asyncio.sleep(delay)
     loop = asyncio.get_running_loop()
-    with closing(_connected(url)) as connection:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += await loop.sock_recv(connection, 1)
-        assert head.startswith(b"HTTP/1.1 200 "), head
-        began, position = time.monotonic(), 0
+    with closing(await asked(url)) as connection:
+        first = await answered(connection)
+        assert content.startswith(first), "wrong bytes"
+        began, position = time.monotonic(), len(first)
         for look in range(1, seconds * _LOOKS + 1):
             while position < look * _RATE // _LOOKS:
                 chunk = await loop.sock_recv(connection, look * _RATE // _LOOKS - position)
@@ -118,26 +115,6 @@ async def _slow(url: str, content: bytes, seconds: int, delay: float) -> float:
                 position += len(chunk)
             await asyncio.sleep(max(0.0, began + look / _LOOKS - time.monotonic()))
         return position / (time.monotonic() - began)
-
-
-def _connected(url: str) -> socket.socket:
-    """A connection that has asked, with a small receive buffer and an Ethernet's segments, as on a slow line.
-
-    With those of loopback the kernel would hold all that such a client takes in a minute.
-    """
-    parts = urlsplit(url)
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1448)
-    connection.connect((parts.hostname, parts.port))
-    connection.sendall(_request(url))
-    connection.setblocking(False)
-    return connection
-
-
-def _request(url: str) -> bytes:
-    parts = urlsplit(url)
-    return f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: soak\r\n\r\n".encode()
 
 
 def _allow_files(count: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from storage_proxy.common.concurrency import cancel_and_wait
 from tests.support.deployment import Backing, Deployment, deployed
 from tests.support.producers import Producer, producing
 from tests.support.programs import run
@@ -98,8 +99,7 @@ async def cut_uploads(backing: Backing, scale: Scale, record: Record, directory:
             record.saw(f"{bucket}: a whole one afterwards", status, holds=status == 201)
             while not seen["whole"]:  # noqa: ASYNC110 the reader does not tell
                 await asyncio.sleep(0.05)
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await cancel_and_wait(watching)
             parts = {what: count for what, count in seen.items() if what not in ("nothing", "whole")}
             record.saw(f"{bucket}: looks of the reader", dict(seen), holds=not parts)
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from storage_proxy.common.concurrency import only_own_cancellation
+from storage_proxy.common.concurrency import cancel_and_wait, only_own_cancellation
 from storage_proxy.common.errors import ServiceError
 from storage_proxy.common.pauses import PausePolicy, Pauses
 
@@ -31,9 +31,7 @@ async def in_background(loops: Mapping[str, Loop]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*tasks)
 
 
 class Restarts:

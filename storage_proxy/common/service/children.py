@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 
 from pydantic import ValidationError
 
+from storage_proxy.common.concurrency import cancel_and_wait
 from storage_proxy.common.service.merged_metrics import ToldMetric
 from storage_proxy.common.service.operations import PROBE_TIMEOUT_SECONDS, Readiness
 from storage_proxy.common.service.supervision import (
@@ -76,8 +77,7 @@ class Child:
     async def ended(self) -> int:
         """Wait for its end: its exit code, negative for the signal that killed it."""
         code = await self._process.wait()
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
+        await cancel_and_wait(self._listening)
         self._writer.close()
         for asked in (self._metrics, self._readiness):
             if asked is not None and not asked.done():

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, Field, TypeAdapter
 
+from storage_proxy.common.concurrency import cancel_and_wait
 from storage_proxy.common.service.merged_metrics import ToldMetric, told_metrics
 from storage_proxy.common.service.operations import Health, Readiness
 from storage_proxy.common.service.process import Life
@@ -71,9 +72,7 @@ class Supervised:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_and_wait(*tasks)
 
     async def _tell_of_the_start(self) -> None:
         await self.life.started.wait()
