@@ -101,6 +101,25 @@ def test_one_case_can_be_chosen_and_writes_nothing_unasked(capsys: pytest.Captur
     assert sorted((ROOT / "docs").rglob("*")) == before
 
 
+async def tells_its_loop(scale: Scale, record: Record, directory: Path) -> None:
+    record.saw("the loop", type(asyncio.get_running_loop()).__module__, holds=True)
+    record.saw("the programs' loop", os.environ["STORAGE_PROXY__LOOP"], holds=True)
+
+
+def test_the_loop_can_be_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in ("STORAGE_PROXY", "MANAGER_API"):
+        monkeypatch.setenv(f"{program}__LOOP", "auto")
+    assert main(["--loop", "asyncio", "--evidence", str(tmp_path)], {"loop": tells_its_loop}) == 0
+    shown = capsys.readouterr().out
+    assert "| the loop | asyncio." in shown
+    assert "| the programs' loop | asyncio |" in shown
+    assert "| event loop | asyncio |" in shown
+    (written,) = tmp_path.iterdir()
+    assert written.name.endswith("-soak-loop-asyncio.md")
+
+
 async def soak(*arguments: str, **environment: str) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -12,16 +12,17 @@ import aiohttp
 import hypothesis
 
 from storage_proxy import __version__
+from storage_proxy.common.service.loops import LoopChoice, loop_factory
 from tests.support.programs import ROOT
 from tools.soak.record import Record
 
 
-def document(command: str, records: Mapping[str, Record], began: datetime) -> str:
+def document(command: str, records: Mapping[str, Record], began: datetime, loop: LoopChoice) -> str:
     """The whole summary."""
     failed = [name for name, record in records.items() if not record.passed]
     verdict = f"{len(failed)} of {len(records)} cases FAILED: {', '.join(failed)}" if failed else "All cases passed."
     lines = [f"# Soak of {began:%Y-%m-%d}", "", verdict, "", "```", command, "```", "", "| | |", "| --- | --- |"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in {**_machine(), **_versions()}.items()]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in {**_machine(), **_versions(loop)}.items()]
     lines.append(f"| begun, ended | {began:%Y-%m-%d %H:%M}, {datetime.now(UTC):%H:%M} UTC |")
     for name, record in records.items():
         lines += ["", *_section(name, record)]
@@ -63,8 +64,9 @@ def _revision() -> str:
         return ""
 
 
-def _versions() -> dict[str, str]:
+def _versions(loop: LoopChoice) -> dict[str, str]:
     found = {
+        "event loop": loop_factory(loop).__module__.partition(".")[0],
         "storage-proxy": f"{__version__} {_revision()}".strip(),
         "aiohttp": aiohttp.__version__,
         "hypothesis": hypothesis.__version__,
