@@ -92,6 +92,20 @@ def test_the_soak_passes_when_every_case_does(tmp_path: Path, capsys: pytest.Cap
     assert "| a figure | 1000 | pass |" in capsys.readouterr().out
 
 
+async def is_stopped(scale: Scale, record: Record, directory: Path) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_was_seen_before_it_is_stopped_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        main(["--evidence", str(tmp_path)], {"passes": passes, "stops": is_stopped, "waits": passes})
+    (written,) = tmp_path.iterdir()
+    evidence = written.read_text("utf-8")
+    assert "NOT ALL CASES RAN; without an end: stops, waits." in evidence
+    assert "## passes: passed" in evidence
+    assert "## stops" not in evidence
+
+
 def test_one_case_can_be_chosen_and_writes_nothing_unasked(capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted((ROOT / "docs").rglob("*"))
     assert main(["--case", "two", "--quick"], {"one": sees_what_must_not_be, "two": passes}) == 0

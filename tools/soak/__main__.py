@@ -82,14 +82,19 @@ def main(arguments: Sequence[str], cases: Mapping[str, Case] = CASES) -> int:
     if options.loop != "auto":
         os.environ |= {"STORAGE_PROXY__LOOP": options.loop, "MANAGER_API__LOOP": options.loop}
     scale = Scale(quick=options.quick)
-    records = {name: _run(name, case, scale, options.loop) for name, case in chosen.items()}
-    written = document(" ".join(["python -m tools.soak", *_without_paths(arguments)]), records, began, options.loop)
+    command = " ".join(["python -m tools.soak", *_without_paths(arguments)])
     directory = options.evidence or (EVIDENCE if len(chosen) == len(cases) and not options.quick else None)
-    if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / _file_name(began, list(chosen), options.loop)).write_text(written, "utf-8")
+    records: dict[str, Record] = {}
+    left = list(chosen)
+    for name in chosen:
+        records[name] = _run(name, chosen[name], scale, options.loop)
+        left.remove(name)
+        written = document(command, records, left, began, options.loop)
+        if directory is not None:  # after each: who stops an hour's run keeps what it saw
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / _file_name(began, list(chosen), options.loop)).write_text(written, "utf-8")
     print(written)
-    return 0 if records and all(record.passed for record in records.values()) else 1
+    return 0 if all(record.passed for record in records.values()) else 1
 
 
 def _file_name(began: datetime, cases: Sequence[str], loop: LoopChoice) -> str:

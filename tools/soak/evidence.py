@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,10 +17,14 @@ from tests.support.programs import ROOT
 from tools.soak.record import Record
 
 
-def document(command: str, records: Mapping[str, Record], began: datetime, loop: LoopChoice) -> str:
-    """The whole summary."""
+def document(
+    command: str, records: Mapping[str, Record], left: Sequence[str], began: datetime, loop: LoopChoice
+) -> str:
+    """The summary of the cases that ran; those that are ``left`` did not, or not to their end."""
     failed = [name for name, record in records.items() if not record.passed]
     verdict = f"{len(failed)} of {len(records)} cases FAILED: {', '.join(failed)}" if failed else "All cases passed."
+    if left:
+        verdict = f"NOT ALL CASES RAN; without an end: {', '.join(left)}. Of the others: {verdict}"
     lines = [f"# Soak of {began:%Y-%m-%d}", "", verdict, "", "```", command, "```", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in {**_machine(), **_versions(loop)}.items()]
     lines.append(f"| begun, ended | {began:%Y-%m-%d %H:%M}, {datetime.now(UTC):%H:%M} UTC |")
