@@ -95,8 +95,7 @@ class KafkaTopics:
 
 
 def _configuration(name: str) -> dict[str, str]:
-    # A message is as old as the broker says, whatever clock its producer has.
-    configuration = {"message.timestamp.type": "LogAppendTime"}
+    configuration = dict(_CONFIGURATION)
     if is_dead_letter_topic(name):
         # Each finds room, and stays until somebody has looked at it.
         configuration |= {"max.message.bytes": str(MAX_MESSAGE_BYTES), "retention.ms": "-1"}
