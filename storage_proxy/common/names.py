@@ -117,7 +117,7 @@ def sanitized(name: str) -> str:
 
 
 def portable(name: str) -> str:
-    """``name`` as Windows can store it, too: see the contract's ``names: portable``."""
+    """``name`` as Windows can store it, too: see the API's ``names: portable``."""
     folder = "/" if name.endswith("/") else ""
     return "/".join(_portable_part(part) for part in _parts(name)) + folder
 

@@ -241,7 +241,7 @@ class TokenSigner:
 
 
 class TokenVerifier:
-    """Turns a token into its claims, or raises the contract's error. ``clock`` gives seconds since the epoch."""
+    """Turns a token into its claims, or raises the API's error. ``clock`` gives seconds since the epoch."""
 
     def __init__(
         self,

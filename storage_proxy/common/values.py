@@ -1,4 +1,4 @@
-"""How the contract writes values: times, checksums, durations. One type each, for every model."""
+"""How the API writes values: times, checksums, durations. One type each, for every model."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -36,7 +36,7 @@ ContentType = Annotated[str, StringConstraints(pattern=r"^[!-~]([ -~]{0,253}[!-~
 
 
 def crc32_hex(crc32: int | None) -> str | None:
-    """A CRC-32 as the contract writes it, None where it is unknown."""
+    """A CRC-32 as the API writes it, None where it is unknown."""
     return None if crc32 is None else f"{crc32:08x}"
 
 

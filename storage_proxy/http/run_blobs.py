@@ -1,4 +1,4 @@
-"""A blob's record as the contract writes it."""
+"""A blob's record as the API writes it."""
 
 from storage_proxy.common.events import run_key
 from storage_proxy.common.values import crc32_hex, moment

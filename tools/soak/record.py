@@ -36,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large the cases are: as an issue states them, or tiny, which proves the runner and nothing else."""
+    """How large the cases are: full size, or tiny, which proves the runner and nothing else."""
 
     quick: bool = False
 

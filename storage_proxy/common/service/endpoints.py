@@ -1,6 +1,6 @@
 """Typed handlers: what a method's annotations say is parsed by Pydantic before it runs, its answer after.
 
-The law: no handler parses a body, a query, a path or a token by hand, and what a model refuses is the contract's
+The law: no handler parses a body, a query, a path or a token by hand, and what a model refuses is the API's
 error before anything is read.
 """
 
@@ -154,7 +154,7 @@ def _parsed(model: type[BaseModel], body: bytes) -> BaseModel:
     except ValidationError as error:
         if error.error_count() > 1 or error.errors(include_input=False)[0]["type"] != "json_invalid":
             raise
-        # Pydantic's parser calls a lone surrogate invalid JSON; the contract calls it an unsafe name.
+        # Pydantic's parser calls a lone surrogate invalid JSON; the API calls it an unsafe name.
         try:
             given = json.loads(body.decode())
         except (ValueError, RecursionError):
