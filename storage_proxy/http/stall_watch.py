@@ -43,9 +43,9 @@ class StallWatch:
         self._timer = asyncio.get_running_loop().call_later(self._interval, self._look)
 
     def _look(self) -> None:
-        if self._transport.is_closing():
-            return
         waiting = self._transport.get_write_buffer_size()
+        if self._transport.is_closing() and not waiting:  # closing, it waits for what is left, and for ever
+            return
         acknowledged = self.written - waiting - _unacknowledged(self._transport)
         if not waiting or acknowledged != self._acknowledged:
             self._acknowledged = acknowledged

@@ -52,6 +52,25 @@ async def test_a_client_slower_than_the_time_that_makes_a_stall_gets_everything(
         assert await proxy.metric("storage_proxy_downloads_aborted_total") == 0
 
 
+@pytest.mark.parametrize("half_closed", [False, True])
+async def test_a_client_that_takes_nothing_is_cut_whether_it_may_still_ask_or_not(
+    root: Path, half_closed: bool
+) -> None:
+    settings = local_settings(root, client={"listen": "127.0.0.1:0", "stall_seconds": 0.4})
+    async with running(settings) as proxy:
+        client, loop = await raw_download(proxy.url(blob_grant("large")))
+        with client:
+            await loop.sock_recv(client, 1)
+            await asyncio.sleep(0.2)  # the kernel's buffers are full, and more waits
+            if half_closed:  # aiohttp begins to close then, and waits for what is left without a bound
+                client.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(30):
+                while await proxy.metric("storage_proxy_downloads_aborted_total") < 1:
+                    await asyncio.sleep(0.05)
+            assert await proxy.metric("storage_proxy_downloads_active") == 0
+            assert await proxy.metric("storage_proxy_buffer_bytes") == 0
+
+
 async def test_waiting_for_the_upstream_is_no_stall() -> None:
     class Quiet(asyncio.WriteTransport):
         aborted = False
