@@ -14,7 +14,7 @@ from storage_proxy.common.errors import BlobChanged, BlobNotFound
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET
 from storage_proxy.downloads.manifests import OpenedArchive
 from storage_proxy.downloads.prefetch import Prefetch, WindowRead
-from storage_proxy.downloads.sources import BlobRead, Chunk, Pin, Sources
+from storage_proxy.downloads.sources import BlobRead, Chunk, Heal, Pin, Sources
 from storage_proxy.formats.entries import Entry
 from storage_proxy.formats.layout import Framing, Section, SourceRange
 
@@ -34,7 +34,7 @@ class Progress:
     has_content: bool = False
     begun: bool = False
 
-    def heals(self, *, is_first: bool) -> Callable[[], bool]:
+    def heals(self, *, is_first: bool) -> Heal:
         """Whether a failure to open may be waited out: that of the first blob is told while the headers wait for it."""
         return lambda: self.begun or not is_first
 
@@ -143,9 +143,9 @@ class ArchiveBody:
                     if item.length >= _JOINED_BYTES // 2:
                         await asyncio.sleep(0)  # rendering much takes milliseconds: let others have their turn
                 elif isinstance(item, _OwnText):
-                    position = item.start
+                    position, heal = item.start, self._progress.heals(is_first=True)
                     while position < item.stop:
-                        text = await self._archive.own_text(position, item.stop)
+                        text = await self._archive.own_text(position, item.stop, heal=heal)
                         position += len(text)
                         for chunk in joined.add(text, at_once=self._first_content()):
                             yield chunk
@@ -171,7 +171,7 @@ class ArchiveBody:
                 yield Framing(end - begin, partial(_slice, plan.end_records, begin, end)), None
                 continue
             await self._blocks.acquire()
-            block = await self._archive.block(index)
+            block = await self._archive.block(index, heal=self._progress.heals(is_first=is_first))
             slice_of = block.local_segments if section is Section.LOCAL else block.central_segments
             for segment in slice_of(begin, end, self._crc):
                 if isinstance(segment, Framing):

@@ -115,7 +115,7 @@ class DeflatedBody:
         """The entries, each with the read of its blob; what is the archive's own has none."""
         is_first = True
         for index in range(self._archive.head.blocks):
-            block = (await self._archive.block(index)).block
+            block = (await self._archive.block(index, heal=self._progress.heals(is_first=is_first))).block
             for row in range(len(block)):
                 entry = block[row]
                 if entry.bucket == OWN_TEXT_BUCKET or not entry.size:
@@ -153,7 +153,7 @@ class DeflatedBody:
     async def _own_text(self, entry: Entry) -> AsyncGenerator[Chunk, None]:
         position = 0
         while position < entry.size:
-            text = await self._archive.own_text(position, entry.size)
+            text = await self._archive.own_text(position, entry.size, heal=self._progress.heals(is_first=True))
             position += len(text)
             yield text
 

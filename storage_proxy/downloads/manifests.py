@@ -1,7 +1,7 @@
 """Where manifests are kept, and archives opened from them: heads and blocks, loaded when needed, checked, cached.
 
 The law: a manifest is written again at each mint, so its age is that of its youngest token; what is read is believed
-only after its digest.
+only after its digest, and a running download waits out a fault of it as of any blob.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,32 +19,37 @@ from storage_proxy.downloads.manifest import (
     decode_piece,
     head_length,
 )
+from storage_proxy.downloads.sources import Heal, Pin, Sources
 from storage_proxy.formats.archives import ArchiveBlock
 from storage_proxy.formats.entries import EntryBlock
-from storage_proxy.stores.port import BlobStore
 
 _FIRST_READ_BYTES = 64 << 10
 
 PlanCache = BytesBoundedCache[ManifestHead | ArchiveBlock]
-FetchPiece = Callable[[int], Awaitable[bytes]]
+FetchPiece = Callable[[int, Heal], Awaitable[bytes]]
+
+
+def _at_once() -> bool:
+    """Tell a failure at once."""
+    return False
 
 
 class OpenedArchive:
     """An archive that can be streamed: its head, and its blocks as they are needed."""
 
     def __init__(self, head: ManifestHead, fetch: FetchPiece, cache: PlanCache) -> None:
-        """``fetch`` gives a piece's stored bytes."""
+        """``fetch`` gives a piece's stored bytes; see `Heal`."""
         self.head = head
         self._fetch = fetch
         self._cache = cache
 
-    async def block(self, index: int) -> ArchiveBlock:
+    async def block(self, index: int, *, heal: Heal = _at_once) -> ArchiveBlock:
         """Block ``index``, compiled. Raises `StorageError` when it is damaged, and as the store does."""
         key = (self.head.digest, index)
         cached = self._cache.get(key)
         if cached is not None and not isinstance(cached, ManifestHead):
             return cached
-        raw = decode_piece(self.head.pieces[index], await self._fetch(index))
+        raw = decode_piece(self.head.pieces[index], await self._fetch(index, heal))
         plan = self.head.plan
         try:
             block = self.head.layout.block(EntryBlock.decode(raw), plan.local_start(index), plan.first_entry(index))
@@ -53,23 +58,25 @@ class OpenedArchive:
         self._cache.put(key, block)
         return block
 
-    async def own_text(self, start: int, stop: int) -> bytes:
+    async def own_text(self, start: int, stop: int, *, heal: Heal = _at_once) -> bytes:
         """Bytes ``start`` to ``stop`` of the archive's own text that lie in the piece where ``start`` is."""
         offset = 0
         for index in range(self.head.blocks, len(self.head.pieces)):
             piece = self.head.pieces[index]
             if start < offset + piece.raw:
-                raw = decode_piece(piece, await self._fetch(index))
+                raw = decode_piece(piece, await self._fetch(index, heal))
                 return raw[start - offset : stop - offset]
             offset += piece.raw
         raise StorageError(DAMAGED)
 
 
 class ManifestStore:
-    """Manifests in one bucket, under ``.storage-proxy/manifests/``."""
+    """Manifests in ``bucket``, under ``.storage-proxy/manifests/``."""
 
-    def __init__(self, store: BlobStore, cache: PlanCache) -> None:
-        self._store = store
+    def __init__(self, sources: Sources, bucket: str, cache: PlanCache) -> None:
+        self._sources = sources
+        self._bucket = bucket
+        self._store = sources.buckets.get(bucket)
         self._cache = cache
 
     async def write(self, manifest: Manifest) -> None:
@@ -87,9 +94,9 @@ class ManifestStore:
             head = await self._read_head(digest)
             self._cache.put(digest, head)
 
-        async def fetch(index: int) -> bytes:
+        async def fetch(index: int, heal: Heal) -> bytes:
             piece = head.pieces[index]
-            return await self._read(digest, piece.offset, piece.offset + piece.stored)
+            return await self._read(digest, piece.offset, piece.offset + piece.stored, heal)
 
         return OpenedArchive(head, fetch, self._cache)
 
@@ -110,24 +117,18 @@ class ManifestStore:
             start += await self._read(digest, len(start), needed)
         return decode_head(start, digest)
 
-    async def _read(self, digest: str, start: int, stop: int) -> bytes:
+    async def _read(self, digest: str, start: int, stop: int, heal: Heal = _at_once) -> bytes:
+        pin = Pin(self._bucket, _key(digest), "", stop)
         try:
-            reader = await self._store.open(_key(digest), start=start, stop=stop, if_match=None)
+            return await self._sources.read(pin, start, stop, heal=heal).content()
         except BlobChanged as error:  # shorter than its head says
             raise StorageError(DAMAGED) from error
-        try:
-            chunks = []
-            while chunk := await reader.read():
-                chunks.append(bytes(chunk))
-            return b"".join(chunks)
-        finally:
-            await reader.aclose()
 
 
 def in_memory(manifest: Manifest, cache: PlanCache) -> OpenedArchive:
     """An archive whose manifest is kept nowhere: for tokens that list their files themselves."""
 
-    async def fetch(index: int) -> bytes:
+    async def fetch(index: int, _: Heal) -> bytes:
         return manifest.pieces[index]
 
     return OpenedArchive(manifest.head, fetch, cache)

@@ -20,6 +20,8 @@ from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import BlobReader
 
 Chunk = bytes | memoryview
+Heal = Callable[[], bool]
+"""Whether a failure to open may be waited out. While headers wait for it, it is better told at once."""
 
 _PROGRESS_BYTES = 64 << 10
 
@@ -76,13 +78,12 @@ class Sources:
         *,
         crc: int | None = None,
         learned: Callable[[int], None] | None = None,
-        heal: Callable[[], bool] = lambda: True,
+        heal: Heal = lambda: True,
     ) -> "BlobRead":
         """Bytes ``start`` to ``stop`` of the pinned version, not opened yet.
 
-        Where they are all of it they are compared with ``crc``, or ``learned`` is told their CRC-32. ``heal`` says
-        whether a failure to open may be waited out; before a response has begun it is better told at once. A body
-        that breaks is always resumed.
+        Where they are all of it they are compared with ``crc``, or ``learned`` is told their CRC-32. ``heal`` is of
+        failures to open; a body that breaks is always resumed.
         """
         return BlobRead(self, pin, start, stop, crc=crc, learned=learned, heal=heal)
 
@@ -119,7 +120,7 @@ class BlobRead:
         *,
         crc: int | None,
         learned: Callable[[int], None] | None,
-        heal: Callable[[], bool],
+        heal: Heal,
     ) -> None:
         """Made by `Sources.read`."""
         self._sources = sources

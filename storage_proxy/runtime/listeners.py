@@ -58,7 +58,10 @@ async def open_listeners(core: Core, health: Health, stack: AsyncExitStack) -> l
             crc32_seconds=settings.mint.crc32_seconds,
         ),
     )
-    manifests = ManifestStore(buckets.get(settings.manifests_bucket), cache)
+    crcs = ArchiveCrcs(learned)
+    policy = HealPolicy(settings.heal.attempts, settings.heal.seconds)
+    sources = Sources(buckets, policy, metrics, contradicted=crcs.contradicted)
+    manifests = ManifestStore(sources, settings.manifests_bucket, cache)
     uris = _blob_uris(settings)
     uploads = Uploads(store, records, buckets, core.verifier, options=core.ingest_options, metrics=core.ingest_metrics)
     requests = RequestMetrics(core.registry)
@@ -78,9 +81,6 @@ async def open_listeners(core: Core, health: Health, stack: AsyncExitStack) -> l
         )
     if settings.client is not None:
         metrics.watch_plan_cache(cache)
-        policy = HealPolicy(settings.heal.attempts, settings.heal.seconds)
-        crcs = ArchiveCrcs(learned)
-        sources = Sources(buckets, policy, metrics, contradicted=crcs.contradicted)
         prefetch = Prefetch(core.budget)
         metrics.watch_prefetch(lambda: core.budget.taken, lambda: prefetch.requests)
         threads = stack.enter_context(closing(DeflateThreads(settings.limits.deflate_threads)))

@@ -11,15 +11,14 @@ from prometheus_client import CollectorRegistry
 from storage_proxy.common.concurrency import map_bounded
 from storage_proxy.common.wire import ArchiveSelection
 from storage_proxy.downloads.blobs import Blobs
-from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.learned_crcs import LearnedCrcs
-from storage_proxy.downloads.manifests import ManifestStore
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.planner import ArchivePlanner, PlanLimits
 from storage_proxy.formats.layout import Section
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import BlobStat, BlobStore
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.manifests import manifests_in
 from tests.support.runs import temporary_runs
 from tests.support.s3 import S3Bucket, open_store
 from tests.support.scripted_store import Blob, ScriptedStore
@@ -137,8 +136,8 @@ async def test_a_range_near_the_end_of_a_large_archive_reads_only_its_chunks_of_
     async with planning(Listed(20_000), crc32_seconds=0) as ready:
         plan = await ready.planner.plan(ArchiveSelection(prefix=""))
     manifest = plan.manifest
-    await ManifestStore(bucket, BytesBoundedCache(1 << 20)).write(manifest)
-    cold = await ManifestStore(bucket, BytesBoundedCache(1 << 20)).open(manifest.head.name)
+    await manifests_in(bucket).write(manifest)
+    cold = await manifests_in(bucket).open(manifest.head.name)
     size = manifest.head.plan.size
     touched = {part.block for part in manifest.head.plan.parts(size - 1000, size) if part.section is not Section.END}
     for block in sorted(touched):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage_proxy.common.errors import BlobNotFound, StorageError
+from storage_proxy.common.errors import BlobNotFound, StorageError, StorageTimeout, StorageUnavailable
 from storage_proxy.common.names import MANIFESTS_PREFIX
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import (
@@ -16,8 +16,9 @@ from storage_proxy.downloads.manifest import (
     decode_head,
     decode_piece,
 )
-from storage_proxy.downloads.manifests import ManifestStore, PlanCache
+from storage_proxy.downloads.manifests import PlanCache
 from storage_proxy.formats.entries import Entry, EntryBlock, EntryBlockBuilder
+from tests.support.manifests import manifests_in
 from tests.support.scripted_store import ScriptedStore
 
 
@@ -34,14 +35,10 @@ def blocks_of(count: int, per_block: int) -> list[EntryBlock]:
     return [block for block in blocks if block is not None]
 
 
-def cache(size: int = 1 << 20) -> PlanCache:
-    return BytesBoundedCache(size)
-
-
 async def test_what_was_written_is_what_is_opened() -> None:
     manifest = build_manifest(blocks_of(25, 10), b"k\treason\n")
     store = ScriptedStore(chunk=100)
-    manifests = ManifestStore(store, cache())
+    manifests = manifests_in(store)
     await manifests.write(manifest)
     archive = await manifests.open(manifest.head.name)
     read = [entry for index in range(3) for entry in (await archive.block(index)).block]
@@ -55,7 +52,7 @@ async def test_what_was_written_is_what_is_opened() -> None:
 async def test_only_the_pieces_that_are_needed_are_read() -> None:
     manifest = build_manifest(blocks_of(3000, 10))
     store = ScriptedStore(chunk=1 << 16)
-    manifests = ManifestStore(store, cache())
+    manifests = manifests_in(store)
     await manifests.write(manifest)
     archive = await manifests.open(manifest.head.name)
     store.opened.clear()
@@ -69,7 +66,7 @@ async def test_own_text_of_several_pieces_is_read_piece_by_piece() -> None:
     assert len(text) > 2 * TEXT_PIECE_BYTES
     manifest = build_manifest(blocks_of(3, 10), text)
     store = ScriptedStore(chunk=1 << 16)
-    manifests = ManifestStore(store, cache())
+    manifests = manifests_in(store)
     await manifests.write(manifest)
     archive = await manifests.open(manifest.head.name)
     read = bytearray()
@@ -78,9 +75,38 @@ async def test_own_text_of_several_pieces_is_read_piece_by_piece() -> None:
     assert read == text[5:]
 
 
+@pytest.mark.parametrize("given", [-1, 10])
+async def test_a_piece_that_breaks_is_read_again_where_that_may_be_waited_for(given: int) -> None:
+    manifest = build_manifest(blocks_of(25, 10), b"k\treason\n")
+    store = ScriptedStore()
+    manifests = manifests_in(store)
+    await manifests.write(manifest)
+    archive = await manifests.open(manifest.head.name)
+    store.breaks = [(given, StorageUnavailable("S3 is away")), (-1, StorageTimeout())]
+    assert len((await archive.block(1, heal=lambda: True)).block) == 10
+    assert not store.breaks
+    store.breaks = [(given, StorageUnavailable("S3 is away")), (-1, StorageTimeout())]
+    assert await archive.own_text(0, 8, heal=lambda: True) == b"k\treason"
+    assert not store.breaks
+    assert not store.open_readers
+
+
+async def test_a_piece_that_cannot_be_opened_is_told_at_once_otherwise() -> None:
+    manifest = build_manifest(blocks_of(25, 10))
+    store = ScriptedStore()
+    manifests = manifests_in(store)
+    await manifests.write(manifest)
+    archive = await manifests.open(manifest.head.name)
+    store.opened.clear()
+    store.breaks = [(-1, StorageUnavailable("S3 is away"))]
+    with pytest.raises(StorageUnavailable):
+        await archive.block(1)
+    assert len(store.opened) == 1
+
+
 async def test_a_manifest_that_is_gone_is_not_found() -> None:
     with pytest.raises(BlobNotFound):
-        await ManifestStore(ScriptedStore(), cache()).open("sha256:" + "0" * 64)
+        await manifests_in(ScriptedStore()).open("sha256:" + "0" * 64)
 
 
 def test_the_same_entries_have_the_same_name_and_etag_and_others_do_not() -> None:
@@ -111,7 +137,7 @@ async def test_a_damaged_manifest_is_never_believed(data: st.DataObject) -> None
     )
     store = ScriptedStore(chunk=1 << 16)
     await store.put(f"{MANIFESTS_PREFIX}{manifest.head.digest}", damaged)
-    manifests = ManifestStore(store, cache())
+    manifests = manifests_in(store)
     try:
         archive = await manifests.open(manifest.head.name)
         read = [entry for index in range(archive.head.blocks) for entry in (await archive.block(index)).block]
@@ -136,10 +162,10 @@ def test_a_head_of_another_version_is_refused() -> None:
 
 
 async def test_the_cache_stays_within_its_bytes() -> None:
-    small = cache(20_000)
+    small: PlanCache = BytesBoundedCache(20_000)
     manifest = build_manifest(blocks_of(3000, 50))
     store = ScriptedStore(chunk=1 << 16)
-    manifests = ManifestStore(store, small)
+    manifests = manifests_in(store, small)
     await manifests.write(manifest)
     archive = await manifests.open(manifest.head.name)
     for index in range(archive.head.blocks):

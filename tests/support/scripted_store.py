@@ -42,7 +42,7 @@ class ScriptedStore:
         if key not in self.blobs:
             raise BlobNotFound
         blob = self.blobs[key]
-        if if_match is not None and blob.etag != if_match:
+        if stop > len(blob.content) or (if_match is not None and blob.etag != if_match):
             raise BlobChanged
         self.open_readers += 1
         return _Reader(self, blob.content[start:stop], broken)
