@@ -115,10 +115,13 @@ class LearnedCrcs:
             self._noted.clear()
             try:
                 await self.flush()
+                continue
             except StateUnavailable as error:
                 _log.warning("learned CRC-32s could not be written", extra={"reason": str(error)})
-                self._noted.set()
-                await asyncio.sleep(self._retry_seconds)
+            except Exception:  # noqa: BLE001 a defect: logged, and tried again for ever
+                _log.exception("learned CRC-32s could not be written")
+            self._noted.set()
+            await asyncio.sleep(self._retry_seconds)
 
     async def _read(self, rows: Sequence[_Row], transaction: Transaction) -> dict[_Row, int]:
         found = await self._records.crc32s.find_many(transaction, rows)

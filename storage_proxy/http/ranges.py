@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 
 from storage_proxy.common.errors import PreconditionFailed, RangeNotSatisfiable
 
-_ETAG = re.compile(r'\s*(W/)?("[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
+_ETAG = re.compile(r'[\s,]*(W/)?("[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,1000})-(\d{0,1000})\s*", re.ASCII | re.IGNORECASE)
 _STRONG_DATE_SECONDS = 60
 

@@ -32,9 +32,11 @@ class Connection(asyncio.BufferedProtocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def begin(self, exchange: "Exchange", request: bytes) -> None:
-        """Send a request whose answer ``exchange`` takes."""
+        """Send a request whose answer ``exchange`` takes; on a connection that is lost already, that ends at once."""
         self._exchange = exchange
-        if self._transport is not None:
+        if self._transport is None or self._transport.is_closing():
+            exchange.ended()
+        else:
             self._transport.write(request)
 
     def end(self) -> None:

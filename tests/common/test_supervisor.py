@@ -103,6 +103,19 @@ async def test_what_dies_is_begun_again_and_named_meanwhile() -> None:
     assert await running == 0
 
 
+async def test_a_signal_without_a_name_is_a_death_like_others(caplog: pytest.LogCaptureFixture) -> None:
+    dies_oddly = 'said.write(\'{"kind": "started"}\\n\')\nsaid.flush()\nos.kill(os.getpid(), 40)\n'
+    several = supervisor(script(dies_oddly), 1)
+    running = asyncio.create_task(several.run(Listener("operations", "127.0.0.1:0")))
+
+    async def died() -> bool:
+        return any(getattr(record, "reason", "") == "signal 40" for record in caplog.records)
+
+    await until(died)
+    several.life.stop("test")
+    assert await running == 0
+
+
 async def test_what_does_not_end_is_killed_and_that_is_told() -> None:
     several = supervisor(script(HEARS_NOTHING))
     running = asyncio.create_task(several.run(Listener("operations", "127.0.0.1:0")))

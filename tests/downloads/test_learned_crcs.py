@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -39,6 +40,24 @@ async def test_it_is_written_in_the_background(runs: Runs) -> None:
         ours.note(PIN, 7)
         async with asyncio.timeout(20):
             while await others.known([PIN]) != [7]:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_defect_of_the_state_does_not_end_the_writing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, others = remembering(runs, gather_seconds=0.0, retry_seconds=0.0), remembering(runs)
+    transact = runs.store.transact
+    failures = [RuntimeError("a defect")]
+
+    async def failing(*arguments: Any, **named: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await transact(*arguments, **named)
+
+    monkeypatch.setattr(runs.store, "transact", failing)
+    async with ours.writing():
+        ours.note(PIN, 7)
+        async with asyncio.timeout(20):
+            while failures or await others.known([PIN]) != [7]:
                 await asyncio.sleep(0.01)
 
 

@@ -7,7 +7,10 @@ from contextlib import closing, suppress
 
 import pytest
 
+from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.common.errors import StorageUnavailable
+from storage_proxy.stores.buffers import BufferPool, ReaderBuffers
+from storage_proxy.stores.http_connection import Exchange
 from storage_proxy.stores.http_pool import ConnectionPool
 
 pytestmark = pytest.mark.both_loops
@@ -46,6 +49,25 @@ async def test_an_address_that_does_not_answer_is_passed_over(monkeypatch: pytes
         connection = await pool.acquire()
         assert pool.busy_connections == 1
         pool.give_back(connection, reusable=False)
+
+
+async def test_an_exchange_on_a_connection_that_is_lost_already_ends_at_once() -> None:
+    async def leaves(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    server = await asyncio.start_server(leaves, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    with closing(server), closing(ConnectionPool(url, trust=None, limit=1, connect_timeout=5.0)) as pool:
+        connection = await pool.acquire()
+        async with asyncio.timeout(20):
+            while connection.usable:
+                await asyncio.sleep(0.01)
+        exchange = Exchange(connection, ReaderBuffers(BufferPool(ByteBudget(1 << 20)), 1), timeout=600)
+        exchange.begin(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(StorageUnavailable):
+            async with asyncio.timeout(20):
+                await exchange.head()
+        pool.give_back(connection, reusable=exchange.close())
 
 
 async def test_without_any_that_answers_the_storage_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,18 +81,26 @@ class Supervised:
     async def _obey(self, health: Health, registry: CollectorRegistry) -> None:
         try:
             while said := await self._reader.readline():
-                if said == ASK_METRICS:
-                    await self._tell(MetricsTold(metrics=told_metrics(registry)))
-                elif said == ASK_READINESS:
-                    await self._tell(ReadinessTold(readiness=await health.readiness()))
-                elif said == DRAIN:
-                    self.life.stop("supervisor")
-                elif said == END:
-                    self.life.stop_at_once("supervisor")
+                try:
+                    await self._answer(said, health, registry)
+                except ConnectionError:
+                    raise
+                except Exception:  # noqa: BLE001 a defect; the next order may be the one to end
+                    _log.exception("the supervisor could not be answered")
         except ConnectionError:
             pass
         _log.warning("the supervisor is gone")
         self.life.stop_at_once("supervisor gone")
+
+    async def _answer(self, said: bytes, health: Health, registry: CollectorRegistry) -> None:
+        if said == ASK_METRICS:
+            await self._tell(MetricsTold(metrics=told_metrics(registry)))
+        elif said == ASK_READINESS:
+            await self._tell(ReadinessTold(readiness=await health.readiness()))
+        elif said == DRAIN:
+            self.life.stop("supervisor")
+        elif said == END:
+            self.life.stop_at_once("supervisor")
 
     async def _tell(self, told: BaseModel) -> None:
         self._writer.write(told.model_dump_json().encode() + b"\n")

@@ -140,7 +140,7 @@ class Supervisor:
         others_serve = any(each.started for each in self._children.values())
         if code > 0 and not child.started and not others_serve and not self.life.stopping.is_set():
             raise CannotStart(code)
-        return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return f"exit code {code}" if code >= 0 else _signal_name(-code)
 
     async def _end_all(self, keepers: Sequence[asyncio.Task[None]]) -> None:
         """Drain what runs, end it where there is no more time, kill what does not end."""
@@ -160,3 +160,10 @@ class Supervisor:
             self._killed += 1
             child.kill()
         await ended
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
