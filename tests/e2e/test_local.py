@@ -32,9 +32,9 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def two(tmp_path: Path, root: Path) -> AsyncIterator[Service]:
-    """Two proxies over the same directory."""
+    """Two proxies over the same directory, with time for every CRC-32 on any machine: 70,000 files take a while."""
     buckets = {"default": {"kind": "local", "root": str(root)}}
-    async with service(tmp_path / "programs", buckets, proxies=2) as running:
+    async with service(tmp_path / "programs", buckets, proxies=2, more="[mint]\ncrc32_seconds = 300") as running:
         yield running
 
 
