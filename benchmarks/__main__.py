@@ -142,10 +142,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def take(name: str, rounds: int, count: int) -> Efforts | Figures:
+async def take(comparison: Comparison, rounds: int, count: int) -> Efforts | Figures:
     """One subject, on an S3 server of its own."""
-    comparison, _, _ = SUBJECTS[name]
-    say(f"{name} ...")
     async with running_storage() as storage:
         return await comparison(storage, rounds, count=count)
 
@@ -179,11 +177,11 @@ def run(given: argparse.Namespace) -> tuple[Mapping[str, Any], bool]:
         measured |= report.as_json(results)
         facts |= results.facts()
         well = not results.failures
-    for name, (_, full, quick) in SUBJECTS.items():
+    for name, (comparison, full, quick) in SUBJECTS.items():
         if name in only:
-            count = given.count or (quick if given.small else full)
+            say(f"{name} ...")
             try:
-                taken = asyncio.run(take(name, given.rounds, count))
+                taken = asyncio.run(take(comparison, given.rounds, given.count or (quick if given.small else full)))
             except FAILURES as error:
                 say(f"{name}: {error}")
                 well = False

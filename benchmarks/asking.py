@@ -10,7 +10,7 @@ import aiohttp
 
 from benchmarks.processes import BenchmarkError
 
-SECONDS = 300.0
+_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Request:
 class Asker:
     """A client of the server at ``url``, which knows its ``secret`` and waits so many seconds for an answer."""
 
-    def __init__(self, url: str, secret: str = "", *, seconds: float = SECONDS) -> None:
+    def __init__(self, url: str, secret: str = "", *, seconds: float = _SECONDS) -> None:
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         timeout = aiohttp.ClientTimeout(total=seconds)
         self._session = aiohttp.ClientSession(url, headers=headers, timeout=timeout)
