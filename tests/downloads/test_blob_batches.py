@@ -16,12 +16,12 @@ from storage_proxy.downloads.blob_batches import BlobBatches
 from storage_proxy.downloads.blob_uris import BlobUris
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.prefetch import Prefetch, WindowLimits, WindowRead
-from storage_proxy.downloads.sources import HealPolicy, Sources
+from storage_proxy.downloads.sources import Sources
 from storage_proxy.stores.buckets import Buckets
 from tests.support.runs import Runs, temporary_runs
 from tests.support.scripted_store import Blob, ScriptedStore
+from tests.support.sources import QUICK
 
-QUICK = HealPolicy(attempts=3, seconds=5, first_delay=0.0, max_delay=0.0)
 URIS = BlobUris([Fernet.generate_key().decode()], ttl_seconds=60)
 SMALL = 10
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.common.errors import BlobChanged, ServiceError, StorageError, StorageTimeout, StorageUnavailable
@@ -19,18 +18,11 @@ from storage_proxy.downloads.bodies import ArchiveBody, Body, Progress, blob_byt
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, build_manifest
 from storage_proxy.downloads.manifests import OpenedArchive, in_memory
-from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.prefetch import Prefetch
-from storage_proxy.downloads.sources import Chunk, HealPolicy, Pin, Sources
+from storage_proxy.downloads.sources import Chunk, HealPolicy, Pin
 from storage_proxy.formats.entries import Entry, EntryBlockBuilder
-from storage_proxy.stores.buckets import Buckets
 from tests.support.scripted_store import Blob, ScriptedStore
-
-QUICK = HealPolicy(attempts=3, seconds=5, first_delay=0.0, max_delay=0.0)
-
-
-def sources(store: ScriptedStore, policy: HealPolicy = QUICK) -> Sources:
-    return Sources(Buckets({"default": store}), policy, DownloadMetrics(CollectorRegistry()))
+from tests.support.sources import QUICK, sources_of
 
 
 def prefetch(total: int = 1 << 20) -> Prefetch:
@@ -74,7 +66,7 @@ async def collect(body: Body) -> bytes:
 
 
 def archive_body(archive: OpenedArchive, store: ScriptedStore, start: int, stop: int) -> Body:
-    return Body(lambda body: ArchiveBody(archive, sources(store), prefetch(), body).chunks(start, stop))
+    return Body(lambda body: ArchiveBody(archive, sources_of(store), prefetch(), body).chunks(start, stop))
 
 
 contents = st.lists(st.binary(max_size=60), min_size=1, max_size=8)
@@ -120,7 +112,7 @@ async def test_any_slice_of_an_archive_whose_crcs_were_learned_is_that_slice_of_
 
     def learning(progress: Progress) -> AsyncGenerator[Chunk, None]:
         body = ArchiveBody(
-            archive, sources(store), prefetch(), progress, learn=lambda pin, crc: learned.update({pin.key: crc})
+            archive, sources_of(store), prefetch(), progress, learn=lambda pin, crc: learned.update({pin.key: crc})
         )
         return body.chunks(0, archive.head.plan.size)
 
@@ -133,7 +125,7 @@ async def test_any_slice_of_an_archive_whose_crcs_were_learned_is_that_slice_of_
     remembered = [learned.get(f"k{index}", 0) for index in range(len(files))]
 
     def remembering(progress: Progress) -> AsyncGenerator[Chunk, None]:
-        return ArchiveBody(archive, sources(store), prefetch(), progress, remembered=remembered).chunks(start, stop)
+        return ArchiveBody(archive, sources_of(store), prefetch(), progress, remembered=remembered).chunks(start, stop)
 
     assert await collect(Body(remembering)) == whole[start:stop]
 
@@ -152,14 +144,14 @@ async def test_a_source_that_breaks_is_resumed_unseen(files: list[bytes], data: 
 
 async def test_a_source_is_reopened_at_its_offset_with_its_etag() -> None:
     store = ScriptedStore({"k": Blob(b"0123456789", '"e"')}, [(4, StorageUnavailable()), (3, StorageUnavailable())])
-    body = Body(lambda body: blob_bytes(sources(store), Pin("default", "k", '"e"', 10), None, 0, 10, body))
+    body = Body(lambda body: blob_bytes(sources_of(store), Pin("default", "k", '"e"', 10), None, 0, 10, body))
     assert await collect(body) == b"0123456789"
     assert store.opened == [("k", 0, 10, '"e"'), ("k", 4, 10, '"e"'), ("k", 7, 10, '"e"')]
 
 
 async def test_a_source_that_stays_broken_fails_after_a_bounded_number_of_tries() -> None:
     store = ScriptedStore({"k": Blob(b"0123456789")}, [(4, StorageUnavailable())] + [(-1, StorageUnavailable())] * 50)
-    body = Body(lambda body: blob_bytes(sources(store), Pin("default", "k", '"v1"', 10), None, 0, 10, body))
+    body = Body(lambda body: blob_bytes(sources_of(store), Pin("default", "k", '"v1"', 10), None, 0, 10, body))
     with pytest.raises(StorageUnavailable):
         await collect(body)
     assert len(store.opened) == 1 + QUICK.attempts
@@ -168,7 +160,7 @@ async def test_a_source_that_stays_broken_fails_after_a_bounded_number_of_tries(
 
 async def test_before_the_first_byte_a_failure_is_told_at_once() -> None:
     store = ScriptedStore({"k": Blob(b"0123456789")}, [(-1, StorageUnavailable())])
-    body = Body(lambda body: blob_bytes(sources(store), Pin("default", "k", '"v1"', 10), None, 0, 10, body))
+    body = Body(lambda body: blob_bytes(sources_of(store), Pin("default", "k", '"v1"', 10), None, 0, 10, body))
     async with body:
         with pytest.raises(StorageUnavailable):
             await body.begin()
@@ -178,7 +170,7 @@ async def test_before_the_first_byte_a_failure_is_told_at_once() -> None:
 @pytest.mark.parametrize("change", ["replaced", "vanished"])
 async def test_a_blob_that_changes_while_it_is_healed_is_never_mixed(change: str) -> None:
     store = ScriptedStore({"k": Blob(b"0123456789", '"e"')}, [(4, StorageUnavailable())])
-    body = Body(lambda body: blob_bytes(sources(store), Pin("default", "k", '"e"', 10), None, 0, 10, body))
+    body = Body(lambda body: blob_bytes(sources_of(store), Pin("default", "k", '"e"', 10), None, 0, 10, body))
     received = b""
     with pytest.raises(ServiceError):
         async with body:
@@ -222,7 +214,7 @@ async def test_content_that_contradicts_its_crc_never_ends_cleanly() -> None:
 async def test_who_believes_a_crc_is_told_that_the_content_contradicts_it() -> None:
     store = ScriptedStore({"k": Blob(b"0123456789")}, chunk=4)
     told: list[Pin] = []
-    watched = replace(sources(store), contradicted=told.append)
+    watched = replace(sources_of(store), contradicted=told.append)
     pin = Pin("default", "k", '"v1"', 10)
     for crc in (zlib.crc32(b"0123456789"), 0xBAD):
         assert not told
@@ -233,7 +225,7 @@ async def test_who_believes_a_crc_is_told_that_the_content_contradicts_it() -> N
 
 async def test_a_blob_whose_crc_is_known_is_compared_with_it() -> None:
     store = ScriptedStore({"k": Blob(b"0123456789")}, chunk=4)
-    body = Body(lambda body: blob_bytes(sources(store), Pin("default", "k", '"v1"', 10), 0xBAD, 0, 10, body))
+    body = Body(lambda body: blob_bytes(sources_of(store), Pin("default", "k", '"v1"', 10), 0xBAD, 0, 10, body))
     received = b""
     with pytest.raises(StorageError):
         async with body:

@@ -21,13 +21,13 @@ from storage_proxy.downloads.manifest import OWN_TEXT_BUCKET, build_manifest
 from storage_proxy.downloads.manifests import OpenedArchive, in_memory
 from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.prefetch import Prefetch
-from storage_proxy.downloads.sources import HealPolicy, Pin, Sources
+from storage_proxy.downloads.sources import Pin, Sources
 from storage_proxy.formats.entries import Entry, EntryBlockBuilder
 from storage_proxy.stores.buckets import Buckets
 from storage_proxy.stores.port import BlobReader
 from tests.support.scripted_store import Blob, ScriptedStore
+from tests.support.sources import QUICK
 
-QUICK = HealPolicy(attempts=3, seconds=5, first_delay=0.0, max_delay=0.0)
 Learn = Callable[[Pin, int], None]
 
 

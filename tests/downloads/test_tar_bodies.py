@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from storage_proxy.common.byte_budget import ByteBudget
 from storage_proxy.common.errors import StorageError, StorageUnavailable
@@ -18,14 +17,11 @@ from storage_proxy.downloads.bodies import ArchiveBody, Body
 from storage_proxy.downloads.cache import BytesBoundedCache
 from storage_proxy.downloads.manifest import build_manifest, decode_head
 from storage_proxy.downloads.manifests import OpenedArchive, in_memory
-from storage_proxy.downloads.metrics import DownloadMetrics
 from storage_proxy.downloads.prefetch import Prefetch
-from storage_proxy.downloads.sources import HealPolicy, Pin, Sources
+from storage_proxy.downloads.sources import Pin
 from storage_proxy.formats.entries import Entry, EntryBlock, EntryBlockBuilder
-from storage_proxy.stores.buckets import Buckets
 from tests.support.scripted_store import Blob, ScriptedStore
-
-QUICK = HealPolicy(attempts=3, seconds=5, first_delay=0.0, max_delay=0.0)
+from tests.support.sources import sources_of
 
 
 def store_of(contents: list[bytes]) -> ScriptedStore:
@@ -55,7 +51,7 @@ async def received(
     learn: Callable[[Pin, int], None] | None = None,
     into: bytearray | None = None,
 ) -> bytes:
-    sources = Sources(Buckets({"default": store}), QUICK, DownloadMetrics(CollectorRegistry()))
+    sources = sources_of(store)
     into = bytearray() if into is None else into
     prefetch = Prefetch(ByteBudget(1 << 20))
     body = Body(lambda progress: ArchiveBody(archive, sources, prefetch, progress, learn=learn).chunks(start, stop))
