@@ -18,8 +18,9 @@ from storage_proxy.downloads.manifests import OpenedArchive
 from storage_proxy.downloads.prefetch import Prefetch, WindowLimits
 from storage_proxy.downloads.sources import Chunk
 from storage_proxy.stores.port import BlobReader
-from tests.downloads.test_bodies import collect, entries_of, planned, sources
+from tests.downloads.test_bodies import collect, entries_of, planned
 from tests.support.scripted_store import Blob, ScriptedStore
+from tests.support.sources import sources_of
 
 LIMITS = WindowLimits(window_bytes=150, small_bytes=40, requests=4, all_requests=6, items=12)
 
@@ -50,7 +51,7 @@ class UnhurriedStore(ScriptedStore):
         end = archive.head.plan.size if stop is None else stop
 
         def chunks(progress: Progress) -> AsyncGenerator[Chunk, None]:
-            return ArchiveBody(archive, sources(self), self.prefetch, progress).chunks(start, end)
+            return ArchiveBody(archive, sources_of(self), self.prefetch, progress).chunks(start, end)
 
         return Body(chunks)
 
