@@ -17,7 +17,6 @@ from storage_proxy.stores.buffers import BufferPool
 from storage_proxy.stores.port import BlobReader, BlobStat, PresignedPut, UploadTerms
 from storage_proxy.stores.s3_answers import (
     check_range,
-    longest_name,
     may_be_alias,
     object_name,
     stat_of_head,
@@ -28,23 +27,18 @@ from storage_proxy.stores.s3_connections import S3Options, open_connections
 from storage_proxy.stores.s3_deletion import S3Deletion
 from storage_proxy.stores.s3_errors import BadRequest, translated
 from storage_proxy.stores.s3_gets import GetRequests
-from storage_proxy.stores.s3_heads import HeadRequests
+from storage_proxy.stores.s3_listings import S3Listings
 from storage_proxy.stores.s3_reader import S3Reader
+from storage_proxy.stores.s3_requests import S3Requests
 from storage_proxy.stores.s3_signer import Signer
 from storage_proxy.stores.s3_uploads import S3Uploads, crc32_header
 from storage_proxy.stores.uploads import IncomingBody
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
-    from types_aiobotocore_s3.type_defs import (
-        GetObjectRequestTypeDef,
-        ListObjectsV2OutputTypeDef,
-        ListObjectsV2RequestTypeDef,
-    )
+    from types_aiobotocore_s3.type_defs import GetObjectRequestTypeDef
 
 __all__ = ["S3BlobStore", "S3Options", "open_s3_store"]
-
-_PAGE = 1000
 
 
 @asynccontextmanager
@@ -62,7 +56,7 @@ async def open_s3_store(
             bucket=options.bucket,
             prefix=options.prefix,
             presign_client=connections.public_client,
-            heads=connections.heads,
+            requests=connections.requests,
             gets=connections.gets,
             public_signer=connections.public_signer,
             request_timeout=options.request_timeout,
@@ -88,7 +82,7 @@ class S3BlobStore:
         bucket: str,
         prefix: str = "",
         presign_client: "S3Client | None" = None,
-        heads: HeadRequests | None = None,
+        requests: S3Requests | None = None,
         gets: GetRequests | None = None,
         public_signer: Signer | None = None,
         request_timeout: float = 30.0,
@@ -97,7 +91,7 @@ class S3BlobStore:
     ) -> None:
         self._client = client
         self._presign_client = presign_client or client
-        self._heads = heads
+        self._requests = requests
         self._gets = gets
         self._public_signer = public_signer
         self._bucket = bucket
@@ -107,7 +101,8 @@ class S3BlobStore:
         self._probe_timeout = min(probe_timeout, request_timeout)
         self._checksums = ObjectChecksums(client, bucket)
         self._uploads = S3Uploads(client, bucket, self._deadline, self._guarded_head)
-        self._deletion = S3Deletion(client, bucket, self._deadline, self._is_listed)
+        self._listings = S3Listings(client, bucket, requests, self._deadline)
+        self._deletion = S3Deletion(client, bucket, self._deadline, self._listings)
         self._bucket_seen = False
         self._closed = False
 
@@ -116,7 +111,7 @@ class S3BlobStore:
         if name is None:
             return None
         async with self._deadline("HeadObject"):
-            if may_be_alias(name) and not await self._is_listed(name):
+            if may_be_alias(name) and not await self._listings.has(name):
                 return None
             head = await self._head_if_any(name)
             return None if head is None else stat_of_head(key, head, await self._checksums.crc32(name, head))
@@ -127,10 +122,11 @@ class S3BlobStore:
             headers = await self._head(name)
         except BlobNotFound:
             if not self._bucket_seen:  # an answer to HEAD has no body to tell a missing bucket by
-                await self._is_listed(name)
+                await self._listings.first(name, 1)
+                self._bucket_seen = True
             return None
         except BadRequest:
-            if await self._is_listed(name):
+            if await self._listings.has(name):
                 raise
             return None
         self._bucket_seen = True
@@ -138,7 +134,7 @@ class S3BlobStore:
 
     async def _head(self, name: str) -> Mapping[str, str]:
         with translated("HeadObject"):
-            if self._heads is not None and (headers := await self._heads.head(name)) is not None:
+            if self._requests is not None and (headers := await self._requests.head(name)) is not None:
                 return headers
             answer = await self._client.head_object(Bucket=self._bucket, Key=name, ChecksumMode="ENABLED")
             return answer["ResponseMetadata"]["HTTPHeaders"]
@@ -148,12 +144,12 @@ class S3BlobStore:
         if name is None:
             raise BlobNotFound
         async with self._deadline("GetObject"):
-            if may_be_alias(name) and not await self._is_listed(name):
+            if may_be_alias(name) and not await self._listings.has(name):
                 raise BlobNotFound
             try:
                 reader = await self._reader(name, start, stop, if_match)
             except BadRequest as error:
-                if await self._is_listed(name):
+                if await self._listings.has(name):
                     raise
                 raise BlobNotFound from error
         self._bucket_seen = True
@@ -189,34 +185,9 @@ class S3BlobStore:
             after = (self._prefix + start_after).encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
             return
-        question: ListObjectsV2RequestTypeDef = {
-            "Bucket": self._bucket,
-            "Prefix": beginning,
-            "MaxKeys": _PAGE,
-        }
-        if start_after:
-            question["StartAfter"] = longest_name(after)
-        previous = b""
-        while True:
-            async with self._deadline("ListObjectsV2"):
-                answer = await self._list_objects(question)
-            page = []
-            for item in answer.get("Contents", []):
-                name, order = item["Key"], item["Key"].encode()
-                if not name.startswith(beginning) or order <= previous:
-                    raise StorageError("The storage's listing is not of this prefix, or not in order")
-                previous = order
-                # Greater: the start may have been shortened, and the object named as the prefix has no key.
-                if order > after:
-                    page.append(stat_of_listed(name.removeprefix(self._prefix), item))
-            if page:
-                yield page
-            following = answer.get("NextContinuationToken", "")
-            if not answer["IsTruncated"]:
-                return
-            if following in {"", question.get("ContinuationToken")}:
-                raise StorageError("The storage's listing does not end")
-            question["ContinuationToken"] = following
+        async with aclosing(self._listings.objects(beginning, after)) as pages:
+            async for page in pages:
+                yield [stat_of_listed(item.name.removeprefix(self._prefix), item) for item in page]
 
     async def put(self, key: str, body: bytes) -> None:
         name = object_name(self._prefix, key)
@@ -234,7 +205,7 @@ class S3BlobStore:
         if name is None:
             raise BlobNotFound
         async with self._deadline("GetObject"):
-            if may_be_alias(name) and not await self._is_listed(name):
+            if may_be_alias(name) and not await self._listings.has(name):
                 raise BlobNotFound
             return await self._presign_client.generate_presigned_url(
                 "get_object",
@@ -288,7 +259,7 @@ class S3BlobStore:
     async def probe(self) -> None:
         # The deadline is what bounds the retries here: the client's setting is for all of its calls.
         async with self._deadline("ListObjectsV2", self._probe_timeout):
-            await self._list_objects({"Bucket": self._bucket, "Prefix": self._prefix, "MaxKeys": 1})
+            await self._listings.first(self._prefix, 1)
 
     async def aclose(self) -> None:
         self._closed = True
@@ -312,17 +283,3 @@ class S3BlobStore:
     async def _guarded_head(self, name: str) -> Mapping[str, str] | None:
         async with self._deadline("HeadObject"):
             return await self._head_if_any(name)
-
-    async def _is_listed(self, name: str) -> bool:
-        """Whether there is an object of exactly this name; a missing bucket raises."""
-        answer = await self._list_objects({"Bucket": self._bucket, "Prefix": name, "MaxKeys": 1})
-        return any(item["Key"] == name for item in answer.get("Contents", []))
-
-    async def _list_objects(self, question: "ListObjectsV2RequestTypeDef") -> "ListObjectsV2OutputTypeDef":
-        """A page of a listing, which also shows that the bucket is there."""
-        with translated("ListObjectsV2"):
-            answer = await self._client.list_objects_v2(**question)
-        if "IsTruncated" not in answer:  # any page of XML would do for an empty listing
-            raise StorageError("The storage's answer to ListObjectsV2 is not a listing")
-        self._bucket_seen = True
-        return answer

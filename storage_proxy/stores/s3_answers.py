@@ -6,13 +6,10 @@ Names here are those of objects: the bucket's prefix and the key.
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
 
 from storage_proxy.common.errors import BlobChanged, StorageError
 from storage_proxy.stores.port import BlobStat, whole_seconds
-
-if TYPE_CHECKING:
-    from types_aiobotocore_s3.type_defs import ObjectTypeDef
+from storage_proxy.stores.s3_listing_xml import ListedObject
 
 MAX_NAME_BYTES = 1024
 """The longest name of an object (S3 user guide, "Naming Amazon S3 objects")."""
@@ -63,13 +60,8 @@ def stat_of_head(key: str, headers: Mapping[str, str], crc32: int | None) -> Blo
     )
 
 
-def stat_of_listed(key: str, item: "ObjectTypeDef") -> BlobStat:
-    return BlobStat(
-        key=key,
-        size=item["Size"],
-        etag=quoted(item["ETag"]),
-        last_modified=whole_seconds(item["LastModified"].timestamp()),
-    )
+def stat_of_listed(key: str, item: ListedObject) -> BlobStat:
+    return BlobStat(key=key, size=item.size, etag=quoted(item.etag), last_modified=item.last_modified)
 
 
 def check_range(status: int, headers: Mapping[str, str], start: int, stop: int, if_match: str | None) -> None:

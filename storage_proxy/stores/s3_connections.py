@@ -19,7 +19,7 @@ from botocore.utils import get_environ_proxies
 from storage_proxy.stores.buffers import BufferPool
 from storage_proxy.stores.http_pool import open_pool
 from storage_proxy.stores.s3_gets import GetRequests
-from storage_proxy.stores.s3_heads import HeadRequests
+from storage_proxy.stores.s3_requests import S3Requests
 from storage_proxy.stores.s3_signer import Signer, address_of, chain_keys, fixed_keys
 from storage_proxy.stores.s3_signing import Credentials
 
@@ -58,7 +58,7 @@ class S3Connections:
 
     client: "S3Client"
     public_client: "S3Client"
-    heads: HeadRequests | None
+    requests: S3Requests | None
     gets: GetRequests | None
     public_signer: Signer | None
 
@@ -88,12 +88,12 @@ async def open_connections(
         inside = outside = await client(options.endpoint)
         if options.public_endpoint not in {None, options.endpoint}:
             outside = await client(options.public_endpoint)
-        heads = gets = None
+        requests = gets = None
         if (inner := await signer(inside)) is not None:
             trust = _trust(session) if inner.origin.startswith("https:") else None
             own = await stack.enter_async_context(_own_connections(options, trust))
             proxy = get_environ_proxies(inner.origin).get(inner.origin.partition(":")[0])
-            heads = HeadRequests(own, inner, max_attempts=options.max_attempts, proxy=proxy)
+            requests = S3Requests(own, inner, max_attempts=options.max_attempts, proxy=proxy)
             if proxy is None:
                 pool = await stack.enter_async_context(
                     open_pool(
@@ -106,7 +106,7 @@ async def open_connections(
                 gets = GetRequests(
                     pool, inner, buffers, max_attempts=options.max_attempts, stall_timeout=options.read_timeout
                 )
-        yield S3Connections(inside, outside, heads, gets, await signer(outside))
+        yield S3Connections(inside, outside, requests, gets, await signer(outside))
 
 
 def _keys(options: S3Options, session: aioboto3.Session) -> Callable[[], Awaitable[Credentials]]:

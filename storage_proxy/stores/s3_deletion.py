@@ -5,8 +5,7 @@ error. Listings begin again after each page of removals, so nothing has to be re
 """
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
@@ -14,6 +13,7 @@ from botocore.exceptions import ClientError
 from storage_proxy.common.errors import StorageError
 from storage_proxy.stores.s3_answers import may_be_alias
 from storage_proxy.stores.s3_errors import answer_of, refusal
+from storage_proxy.stores.s3_listings import Deadline, S3Listings
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -30,19 +30,15 @@ STEP = 1000
 _NOT_FOR_XML = re.compile("[\x00-\x1f\x7f\ufffe\uffff]")
 _NOT_THERE = frozenset({"NoSuchKey", "NoSuchVersion", "KeyTooLongError"})
 
-Deadline = Callable[[str], AbstractAsyncContextManager[None]]
-
 
 class S3Deletion:
-    """Removes from one bucket. ``is_listed`` tells whether there is an object of exactly a name."""
+    """Removes from one bucket."""
 
-    def __init__(
-        self, client: "S3Client", bucket: str, deadline: Deadline, is_listed: Callable[[str], Awaitable[bool]]
-    ) -> None:
+    def __init__(self, client: "S3Client", bucket: str, deadline: Deadline, listings: S3Listings) -> None:
         self._client = client
         self._bucket = bucket
         self._deadline = deadline
-        self._is_listed = is_listed
+        self._listings = listings
         self._tells_versions = True
         self._tells_uploads = True
 
@@ -53,7 +49,7 @@ class S3Deletion:
             # A folder is one only where it is listed: a server of files may have a folder that no object made.
             if may_be_alias(name) or name.endswith("/"):
                 async with self._deadline("ListObjectsV2"):
-                    if not await self._is_listed(name):
+                    if not await self._listings.has(name):
                         continue
             wanted.append({"Key": name})
         for start in range(0, len(wanted), STEP):
@@ -148,8 +144,7 @@ class S3Deletion:
 
     async def _list_objects(self, prefix: str) -> "Sequence[ObjectIdentifierTypeDef]":
         async with self._deadline("ListObjectsV2"):
-            answer = await self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=STEP)
-        return [{"Key": item["Key"]} for item in answer.get("Contents", [])]
+            return [{"Key": item.name} for item in await self._listings.first(prefix, STEP)]
 
     async def _delete(self, objects: "Sequence[ObjectIdentifierTypeDef]") -> None:
         listed = [item for item in objects if not _NOT_FOR_XML.search(item["Key"])]

@@ -34,6 +34,14 @@ _LATER = frozenset(
 
 _TRY_AGAIN = frozenset({500, 502, 503, 504})
 
+# The answers of another region; a HEAD has no code (S3 API reference, "Error responses").
+_ELSEWHERE = frozenset({"", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+
+_CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
+
+MAX_ERROR_BYTES = 64 << 10
+"""How much of an error's body is read for its code."""
+
 _NO_SUCH_KEY = frozenset({"", "404", "NoSuchKey", "NoSuchVersion", "NotFound"})
 """Another code with a 404 is of something else, such as an account; a HEAD has none."""
 
@@ -78,6 +86,17 @@ def answer_of(error: ClientError) -> tuple[int, str]:
 def asks_for_patience(status: int, code: str) -> bool:
     """Whether a request may be tried again after this answer to it."""
     return status in _TRY_AGAIN or code in _LATER
+
+
+def error_code(body: bytes | bytearray) -> str:
+    """The code in the body of an answer with an error status; empty where it has none."""
+    found = _CODE.search(body)
+    return found[1].decode() if found else ""
+
+
+def is_elsewhere(status: int, code: str) -> bool:
+    """Whether the answer is of a bucket that has to be asked for in another place, which the SDK finds out."""
+    return 300 <= status < 400 or (status == 400 and code in _ELSEWHERE)
 
 
 def refusal(operation: str, status: int, code: str) -> ServiceError:

@@ -15,15 +15,9 @@ from storage_proxy.stores.http_pool import ConnectionPool
 from storage_proxy.stores.http_responses import Head
 from storage_proxy.stores.s3_answers import check_range
 from storage_proxy.stores.s3_attempts import attempts
-from storage_proxy.stores.s3_errors import asks_for_patience, refusal
+from storage_proxy.stores.s3_errors import MAX_ERROR_BYTES, asks_for_patience, error_code, is_elsewhere, refusal
 from storage_proxy.stores.s3_signer import Signer
 
-_MAX_ERROR_BYTES = 64 << 10
-
-# The answers of another region (S3 API reference, "Error responses").
-_ELSEWHERE = frozenset({"", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
-
-_CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
 _UNSENDABLE = re.compile(r"[^\t\x20-\x7e]")
 
 
@@ -71,7 +65,7 @@ class GetRequests:
             try:
                 connection, exchange, head = await self._ask(name, question, stop - start)
             except _Refused as refused:
-                if 300 <= refused.status < 400 or (refused.status == 400 and refused.code in _ELSEWHERE):
+                if is_elsewhere(refused.status, refused.code):
                     return None
                 if is_last or not asks_for_patience(refused.status, refused.code):
                     raise refusal("GetObject", refused.status, refused.code) from None
@@ -154,9 +148,7 @@ def _request(target: str, headers: Mapping[str, str]) -> bytes:
 
 
 async def _error_code(exchange: Exchange) -> str:
-    """The code in an error's body; empty where it has none."""
     body = bytearray()
-    while len(body) < _MAX_ERROR_BYTES and (chunk := await exchange.read()):
+    while len(body) < MAX_ERROR_BYTES and (chunk := await exchange.read()):
         body += chunk
-    found = _CODE.search(body)
-    return found[1].decode() if found else ""
+    return error_code(body)

@@ -14,7 +14,14 @@ from urllib.parse import urlsplit
 import aioboto3
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 
-from storage_proxy.stores.s3_signing import Credentials, Scope, encoded_path, presigned_query, signed_headers
+from storage_proxy.stores.s3_signing import (
+    Credentials,
+    Scope,
+    encoded_path,
+    encoded_query,
+    presigned_query,
+    signed_headers,
+)
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -97,6 +104,16 @@ class Signer:
         path = address.path + encoded_path(name)
         keys = await self._keys()
         return address.origin + path, signed_headers(method, address.host, path, headers, keys, self._scope())
+
+    async def signed_query(
+        self, parameters: Mapping[str, str], headers: Mapping[str, str]
+    ) -> tuple[str, Mapping[str, str]]:
+        """As `signed`, of a GET that asks the bucket itself."""
+        address = self._address
+        path, query = address.path.removesuffix("/") or "/", encoded_query(parameters)
+        keys = await self._keys()
+        signed = signed_headers("GET", address.host, path, headers, keys, self._scope(), query=query)
+        return f"{address.origin}{path}?{query}", signed
 
     async def presigned(self, method: str, name: str, headers: Mapping[str, str], *, expires_in: int) -> str:
         """A URL for requests with just these ``headers``, within ``expires_in`` seconds."""

@@ -50,6 +50,11 @@ def encoded_path(name: str) -> str:
     return quote(name, safe="/~")
 
 
+def encoded_query(parameters: Mapping[str, str]) -> str:
+    """``parameters`` as they stand in a query that is signed."""
+    return "&".join(f"{name}={quote(value, safe='~')}" for name, value in sorted(parameters.items()))
+
+
 def signed_headers(
     method: str,
     host: str,
@@ -58,9 +63,10 @@ def signed_headers(
     credentials: Credentials,
     scope: Scope,
     *,
+    query: str = "",
     payload: str = EMPTY_PAYLOAD,
 ) -> dict[str, str]:
-    """``headers`` and those that make it a signed request of ``path``, which is encoded and has no query.
+    """``headers`` and those that make it a signed request of ``path`` and ``query``, which are encoded.
 
     Names are in lower case. ``payload`` is the body's sha256 in hex, or `UNSIGNED_PAYLOAD`.
     """
@@ -68,7 +74,7 @@ def signed_headers(
     signed = {**headers, "host": host, "x-amz-content-sha256": payload, "x-amz-date": timestamp}
     if credentials.token:
         signed["x-amz-security-token"] = credentials.token
-    names, request = _canonical_request(method, path, "", signed, payload)
+    names, request = _canonical_request(method, path, query, signed, payload)
     day = timestamp[:8]
     signature = _signature(request, timestamp, credentials.secret_key, scope.region)
     signed["authorization"] = (

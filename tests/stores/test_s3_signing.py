@@ -15,6 +15,7 @@ from storage_proxy.stores.s3_signing import (
     Credentials,
     Scope,
     encoded_path,
+    encoded_query,
     presigned_query,
     signed_headers,
 )
@@ -25,6 +26,7 @@ HEADERS = st.dictionaries(
     st.sampled_from(["content-type", "if-none-match", "content-length", "x-amz-checksum-crc32", "x-amz-checksum-mode"]),
     st.text(st.sampled_from("abc */;=.,-09\t"), min_size=1, max_size=20),
 )
+PARAMETERS = st.sampled_from(["prefix", "list-type", "continuation-token", "max-keys", "start-after"])
 CREDENTIALS = st.builds(
     Credentials,
     st.text(st.sampled_from("AKIA0123/+="), min_size=1, max_size=20),
@@ -71,6 +73,18 @@ def test_a_presigned_query_is_that_of_the_sdk(
         S3SigV4QueryAuth(SdkCredentials(*credentials), "s3", scope.region, expires_in).add_auth(request)
     ours = presigned_query("PUT", host, path, headers, credentials, scope, expires_in=expires_in)
     assert sorted(ours.split("&")) == sorted(urlsplit(request.url).query.split("&"))
+
+
+@given(st.sampled_from(HOSTS), st.dictionaries(PARAMETERS, ODD | TEXT, max_size=5), CREDENTIALS, SCOPES)
+def test_a_query_is_signed_as_the_sdk_signs_it(
+    host: str, parameters: dict[str, str], credentials: Credentials, scope: Scope
+) -> None:
+    query = encoded_query(parameters)
+    request = sdk_request("GET", host, f"/bucket?{query}", {})
+    with patch("botocore.auth.get_current_datetime", return_value=at(scope)):
+        S3SigV4Auth(SdkCredentials(*credentials), "s3", scope.region).add_auth(request)
+    ours = signed_headers("GET", host, "/bucket", {}, credentials, scope, query=query)
+    assert ours["authorization"] == request.headers["Authorization"]
 
 
 def test_credentials_do_not_show_themselves() -> None:

@@ -3,7 +3,6 @@
 The server is the real one behind `FaultyProxy`, but where an address is only looked at.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +18,7 @@ from storage_proxy.stores.s3_signing import Credentials
 from tests.support.blobs import found
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.s3 import S3Bucket, open_store, shared_session
-
-
-def asked_by(request_headers: Mapping[str, str]) -> str:
-    """Whether a request is ours or the SDK's: it names itself."""
-    return "sdk" if "boto" in request_headers.get("user-agent", "").lower() else "us"
+from tests.support.s3_answers import asked_by
 
 
 async def address(bucket: str = "bucket", **settings: Any) -> Address | None:
