@@ -71,6 +71,7 @@ class ListingParser:
     def close(self) -> None:
         """Say that all of it was given; only then the page is known."""
         self._parse(b"", is_last=True)
+        del self._parser  # it holds us by its handlers: pages would pile up until the garbage collector comes
         self.is_truncated = _TRUTHS[self._page["IsTruncated"]]
         self.following = self._page.get("NextContinuationToken", "")
 

@@ -5,6 +5,8 @@ the test says so.
 """
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -137,6 +139,19 @@ def test_a_key_whose_encoding_is_no_text_is_an_error() -> None:
     )
     with pytest.raises(ValueError, match="utf-8"):
         parsed([page.encode()])
+
+
+def test_a_page_that_was_read_is_not_left_to_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        parser = ListingParser()
+        parser.feed(b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+        parser.close()
+        left = weakref.ref(parser)
+        del parser
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 KEYS = ["+", "a b", "a%20b", "a&b<c>", "a+b", "a/b/c", "a;b=c?d#e", "é", "日本/語", "😀"]
