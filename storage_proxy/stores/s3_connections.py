@@ -32,9 +32,9 @@ class S3Options:
     """How to reach a bucket. ``endpoint`` None is AWS, no keys are the SDK's provider chain; times in seconds.
 
     ``max_connections`` bounds the open connections, and with them the readers that are open at once: a call that
-    gets none raises `StorageTimeout` at its deadline. HeadObject has as many of its own, so that readers do not keep
-    it waiting. ``request_timeout`` is that deadline, ``max_attempts`` and
-    their pauses included; ``read_timeout`` is how long an answer or a body may stall.
+    gets none raises `StorageTimeout` at its deadline. HeadObject and listings have as many of their own, so that
+    readers do not keep them waiting. ``request_timeout`` is that deadline, ``max_attempts`` and their pauses
+    included; ``read_timeout`` is how long an answer or a body may stall.
     """
 
     bucket: str
