@@ -79,10 +79,13 @@ class LearnedCrcs:
     def _change(self, pin: Pin, crc: int | None) -> None:
         if not pin.etag:
             return
-        if len(self._waiting) >= self._max_waiting:
+        row = _row(pin)
+        if row not in self._waiting and len(self._waiting) >= self._max_waiting:
             self._metrics.learned_crcs.labels("dropped").inc()
-            return
-        self._waiting[_row(pin)] = crc
+            if crc is not None:
+                return
+            del self._waiting[next(iter(self._waiting))]  # that a CRC-32 is wrong matters more than any that is right
+        self._waiting[row] = crc
         self._noted.set()
 
     async def known(self, pins: Sequence[Pin]) -> list[int | None]:

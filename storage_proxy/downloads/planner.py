@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 from isal import isal_zlib
 
 from storage_proxy.common.concurrency import map_bounded
-from storage_proxy.common.errors import BlobNotFound, FieldError, RunNotFound, SelectionTooLarge
+from storage_proxy.common.errors import BlobNotFound, FieldError, RunNotFound, SelectionTooLarge, StorageError
 from storage_proxy.common.events import RUNS_PREFIX, run_prefix
 from storage_proxy.common.names import portable, sanitized
 from storage_proxy.common.selection import check_selection
@@ -181,6 +181,8 @@ class _Planning:
                     yield self._entry(stat, bucket, name)
 
     def _entry(self, stat: BlobStat, bucket: str, name: str) -> Entry:
+        if not stat.etag:
+            raise StorageError("The storage gives a blob no ETag: its versions cannot be told from each other")
         is_folder = stat.key.endswith("/") and stat.size == 0
         name = name.removesuffix("/") + ("/" if is_folder else "")
         if self._selection.names is Names.PORTABLE:

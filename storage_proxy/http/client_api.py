@@ -105,14 +105,14 @@ class ClientHandlers:
         represent: Callable[[], Awaitable[Representation]],
     ) -> web.StreamResponse:
         with self._slots.taken(claims.jti):
+            representation = await represent()
             try:
-                return await self._respond(request, claims, await represent())
+                return await self._respond(request, claims, representation)
             except BlobChanged:
                 # Only before the first byte: a later change has aborted. What is not pinned is looked up again.
-                representation = await represent()
                 if representation.pinned:
                     raise
-                return await self._respond(request, claims, representation)
+                return await self._respond(request, claims, await represent())
 
     async def _respond(
         self, request: web.Request, claims: BlobClaims | ArchiveClaims, what: Representation

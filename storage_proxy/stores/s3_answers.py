@@ -41,18 +41,22 @@ def longest_name(order: bytes) -> str:
 
 
 def quoted(etag: str) -> str:
-    """``etag`` with its quotes, which some servers leave out."""
+    """``etag`` with its quotes, which some servers leave out; empty where it says nothing."""
+    if etag in {"", '""'}:
+        return ""
     return etag if etag.startswith('"') else f'"{etag}"'
 
 
 def stat_of_head(key: str, headers: Mapping[str, str], crc32: int | None) -> BlobStat:
     """From the ``headers`` of an answer to HeadObject; raises `KeyError` and `ValueError` where they make no sense."""
+    if not (etag := quoted(headers["etag"])):
+        raise StorageError("The storage gives the object no ETag: its versions cannot be told from each other")
     # Some servers keep the encoding that an upload had only on its way.
     encodings = [part.strip() for part in headers.get("content-encoding", "").split(",")]
     return BlobStat(
         key=key,
         size=int(headers["content-length"]),
-        etag=quoted(headers["etag"]),
+        etag=etag,
         last_modified=whole_seconds(parsedate_to_datetime(headers["last-modified"]).timestamp()),
         content_type=headers.get("content-type") or None,
         content_encoding=",".join(part for part in encodings if part not in {"", "aws-chunked"}) or None,

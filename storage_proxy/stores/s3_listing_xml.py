@@ -12,8 +12,10 @@ from xml.parsers import expat
 
 from storage_proxy.stores.port import whole_seconds
 
-_ROOT = "ListBucketResult"
+_ROOT, _ERROR = "ListBucketResult", "Error"
 _SEPARATOR = " "
+_MAX_TOKEN_BYTES = 64 << 10
+"""Of one tag or stretch of text; a key has 3 KiB at most. Expat looks at an unfinished one anew with each piece."""
 _TRUTHS = {"true": True, "false": False}
 
 
@@ -46,6 +48,10 @@ class Listing:
     following: str
 
 
+class BrokenListing(ValueError):
+    """An error in place of the listing, or text that is not XML: another attempt may have it whole."""
+
+
 class ListingParser:
     """Give it the text in pieces; every call raises `ValueError` or `KeyError` for what is no listing."""
 
@@ -58,6 +64,7 @@ class ListingParser:
         self._page: dict[str, str] = {}
         self._object: dict[str, str] = {}
         self._objects: list[dict[str, str]] = []
+        self._given = 0
         parser = self._parser = expat.ParserCreate(namespace_separator=_SEPARATOR)
         parser.buffer_text = True
         parser.StartDoctypeDeclHandler = _refused
@@ -67,6 +74,9 @@ class ListingParser:
 
     def feed(self, piece: bytes) -> None:
         self._parse(piece, is_last=False)
+        self._given += len(piece)
+        if self._given - self._parser.CurrentByteIndex > _MAX_TOKEN_BYTES:
+            raise ValueError("too long for a listing")
 
     def close(self) -> None:
         """Say that all of it was given; only then the page is known."""
@@ -85,12 +95,12 @@ class ListingParser:
         try:
             self._parser.Parse(piece, is_last)
         except expat.ExpatError as error:
-            raise ValueError("not XML") from error
+            raise BrokenListing("not XML") from error
 
     def _start(self, name: str, _: object) -> None:
         name = name.rpartition(_SEPARATOR)[2]
         if not self._path and name != _ROOT:
-            raise ValueError("not a listing")
+            raise BrokenListing("an error") if name == _ERROR else ValueError("not a listing")
         self._path.append(name)
         self._text.clear()
 

@@ -15,7 +15,7 @@ from yarl import URL
 from storage_proxy.common.errors import StorageError
 from storage_proxy.stores.s3_attempts import attempts
 from storage_proxy.stores.s3_errors import MAX_ERROR_BYTES, asks_for_patience, error_code, is_elsewhere, refusal
-from storage_proxy.stores.s3_listing_xml import Listing, ListingParser, ListingQuestion
+from storage_proxy.stores.s3_listing_xml import BrokenListing, Listing, ListingParser, ListingQuestion
 from storage_proxy.stores.s3_signer import Signer
 
 _PLAIN = {"accept-encoding": "identity"}
@@ -97,6 +97,9 @@ class S3Requests:
             except (aiohttp.ClientError, OSError):  # a deadline's TimeoutError is raised further out
                 if is_last:
                     raise
+            except BrokenListing:  # with status 200: the SDK takes it for a 500, too
+                if is_last:
+                    raise refusal(operation, 500, "") from None
             else:
                 if is_elsewhere(status, code):
                     return None

@@ -97,6 +97,21 @@ async def test_what_waits_is_bounded_and_the_rest_is_dropped(runs: Runs) -> None
     assert await ours.known(pins) == [0, 1, None, None]
 
 
+async def test_a_contradiction_is_kept_where_what_was_learned_fills_all(runs: Runs) -> None:
+    ours = remembering(runs)
+    ours.note(PIN, 7)
+    await ours.flush()
+    full = remembering(runs, max_waiting=2)
+    pins = [Pin("default", f"{number}", '"e"', 3) for number in range(2)]
+    for pin in pins:
+        full.note(pin, 1)
+    full.forget(pins[1])
+    full.forget(PIN)
+    assert await full.known([*pins, PIN]) == [None, None, None]
+    await full.flush()
+    assert await remembering(runs).known([*pins, PIN]) == [None, None, None]
+
+
 async def test_a_state_that_is_away_costs_nothing_but_the_knowledge() -> None:
     async with temporary_runs() as closed:
         ours = remembering(closed)

@@ -17,6 +17,7 @@ from storage_proxy.common.errors import (
     DuplicateName,
     RunNotFound,
     SelectionTooLarge,
+    StorageError,
     StorageUnavailable,
     UnsafeName,
 )
@@ -207,6 +208,13 @@ async def test_nothing_is_asked_for_crc32s_that_no_range_needs(more: dict[str, s
 async def test_an_unknown_bucket_is_refused() -> None:
     with pytest.raises(BucketNotFound):
         await plan(fake("a"), selected("a", bucket="nowhere"))
+
+
+@pytest.mark.parametrize("selection", [{"prefix": ""}, selected("a", "b")], ids=["prefix", "entries"])
+async def test_a_blob_without_an_etag_fails_the_plan(selection: dict[str, object]) -> None:
+    """Nothing would notice that a later download has another version of it."""
+    with pytest.raises(StorageError, match="no ETag"):
+        await plan(ScriptedStore({"a": Blob(b"a", '"a"'), "b": Blob(b"b", "")}), selection)
 
 
 async def test_a_store_that_fails_fails_the_plan() -> None:

@@ -218,6 +218,27 @@ async def test_a_listing_that_breaks_off_is_asked_for_again(s3_bucket: S3Bucket,
         assert await list_keys(store) == ["k"]
 
 
+@pytest.mark.parametrize("page", ["<Error><Code>InternalError</Code></Error>", "<ListBucketResult>", ""])
+async def test_an_answer_that_another_attempt_may_have_whole_is_asked_for_again(
+    s3_bucket: S3Bucket, faulty: FaultyProxy, page: str
+) -> None:
+    """The first answers are made up: status 200, and no listing."""
+    async with open_store(s3_bucket.options(endpoint=faulty.endpoint)) as store:
+        await store.put("k", b"")
+        faulty.fault(Fault(contains="list-type", times=2, answer=answer(page)))
+        assert await list_keys(store) == ["k"]
+
+
+@pytest.mark.parametrize("token", [b"<Key a='", b"<Key", b"<!--", b"<?x "])
+def test_a_token_that_does_not_end_is_refused_soon(token: bytes) -> None:
+    """Expat looks at it from its beginning with each piece: the time would grow with the square of its length."""
+    parser = ListingParser()
+    parser.feed(b"<ListBucketResult>" + token)
+    with pytest.raises(ValueError, match="too long"):
+        for _ in range(20):
+            parser.feed(b"x" * (16 << 10))
+
+
 async def test_a_listing_without_an_end_is_an_error(s3_bucket: S3Bucket, faulty: FaultyProxy) -> None:
     """The answer is made up: 16 MiB of one element's text, and more."""
     endless = answer("<ListBucketResult>" + "x" * (17 << 20))
