@@ -49,7 +49,7 @@ def quoted(etag: str) -> str:
 
 def stat_of_head(key: str, headers: Mapping[str, str], crc32: int | None) -> BlobStat:
     """From the ``headers`` of an answer to HeadObject; raises `KeyError` and `ValueError` where they make no sense."""
-    if not (etag := quoted(headers["etag"])):
+    if not (etag := quoted(headers.get("etag", ""))):
         raise StorageError("The storage gives the object no ETag: its versions cannot be told from each other")
     # Some servers keep the encoding that an upload had only on its way.
     encodings = [part.strip() for part in headers.get("content-encoding", "").split(",")]
