@@ -12,7 +12,7 @@ from storage_proxy.common.wire import (
     ArchiveSelection,
     BlobAddress,
     RunId,
-    SkippedBlob,
+    SkippedBlobs,
     UploadTarget,
     Via,
     Wire,
@@ -97,7 +97,7 @@ class MintedArchive(MintedLink):
     size: int | None = Field(description="Exact bytes of the archive, null where only the end will tell.")
     etag: str | None = Field(description="The archive's ETag: strong, or weak where its size is null.")
     resumable: bool = Field(description="Whether a Range is answered now.")
-    skipped: list[SkippedBlob] = Field(description="What was asked for and is not in the archive.")
+    skipped: SkippedBlobs = Field(description="What was asked for and is not in the archive.")
 
 
 class StartUpload(UploadTarget):

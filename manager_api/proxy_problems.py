@@ -30,14 +30,13 @@ _BETWEEN_US = frozenset({Unauthorized, NotFound, MethodNotAllowed, UnsupportedMe
 
 
 def error_of(
+    body: bytes,
     status: int,
     content_type: str,
     retry_after: str | None,
-    body: bytes,
-    *,
-    for_caller: Collection[type[ServiceError]] = (),
+    for_caller: Collection[type[ServiceError]],
 ) -> ServiceError:
-    """The error that an answer with ``status`` tells of. ``for_caller``: those that concern the caller here."""
+    """The error that an answer tells of. ``for_caller``: those that concern the caller here."""
     try:
         problem = Problem.model_validate_json(body) if content_type == PROBLEM_CONTENT_TYPE else None
     except ValidationError:

@@ -1,15 +1,18 @@
 """Errors as ``application/problem+json`` (RFC 9457), and Pydantic's errors as ours."""
 
+import json
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from storage_proxy.common.errors import FieldError, InvalidRequest, ServiceError, UnsafeName
+from storage_proxy.common.large_json import READ_IN_TURNS
 
 PROBLEM_CONTENT_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 100
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 class ProblemField(BaseModel):
@@ -31,7 +34,7 @@ class Problem(BaseModel):
     detail: str
     code: str = Field(description="Stable: programs decide by this.")
     request_id: str
-    errors: list[ProblemField] | None = None
+    errors: list[Annotated[ProblemField, READ_IN_TURNS]] | None = None
 
 
 def problem_of(error: ServiceError, request_id: str) -> dict[str, Any]:
@@ -47,6 +50,20 @@ def problem_of(error: ServiceError, request_id: str) -> dict[str, Any]:
     if error.errors:
         problem["errors"] = [dict(field) for field in error.errors]
     return problem
+
+
+def problem_json(error: ServiceError, request_id: str) -> bytes:
+    """The text of `problem_of`: field by field, so that a thread may write a hundred thousand."""
+    problem = problem_of(error, request_id)
+    fields = problem.pop("errors", ())
+    text = _JSON.encode(problem)
+    if fields:
+        text = f'{text[:-1]}, "errors": [{", ".join(map(_encoded, fields))}]}}'
+    return text.encode(errors="backslashreplace")
+
+
+def _encoded(field: dict[str, Any]) -> str:
+    return _JSON.encode(field)
 
 
 def field_errors(error: ValidationError) -> list[FieldError]:

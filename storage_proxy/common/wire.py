@@ -7,7 +7,6 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,6 +16,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from storage_proxy.common.large_json import READ_IN_TURNS, WRITTEN_IN_TURNS
 from storage_proxy.common.tokens import ArchiveFormat, Compression, OnMissing, Sha256Name
 from storage_proxy.common.values import ContentType, Crc32Hex, Timestamp
 
@@ -80,22 +80,13 @@ class SelectedBlob:
     bucket: str | None = None
 
 
-def _let_others_run(entry: SelectedBlob) -> SelectedBlob:
-    """Python between two entries: there the interpreter changes threads, and nowhere within Pydantic.
-
-    Without it a hundred thousand entries would be checked in one breath, and an event loop beside them stand still.
-    """
-    return entry
-
-
 class ArchiveSelection(Wire):
     """What goes into an archive, and how: exactly one of ``entries``, ``prefix`` and ``run_id`` selects."""
 
     bucket: BucketName = DEFAULT_BUCKET
-    entries: (
-        Annotated[list[Annotated[SelectedBlob, AfterValidator(_let_others_run)]], Field(min_length=1, fail_fast=True)]
-        | None
-    ) = Field(default=None, description="These blobs. An entry's name is by default its key, its bucket the one above.")
+    entries: Annotated[list[Annotated[SelectedBlob, READ_IN_TURNS]], Field(min_length=1, fail_fast=True)] | None = (
+        Field(default=None, description="These blobs. An entry's name is by default its key, its bucket the one above.")
+    )
     prefix: str | None = Field(default=None, description="Every blob under it: empty, or ends in /.")
     run_id: RunId | None = Field(default=None, description="Every verified blob of the run.")
     format: ArchiveFormat = Field(default=ArchiveFormat.ZIP, description="A tar is always resumable.")
@@ -133,11 +124,15 @@ class ArchiveSelection(Wire):
         return compression
 
 
-class SkippedBlob(Wire):
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True, str_min_length=0))
+class SkippedBlob:
     """A blob that was asked for and is not in the archive."""
 
     key: str
     reason: str
+
+
+SkippedBlobs = list[Annotated[SkippedBlob, READ_IN_TURNS, WRITTEN_IN_TURNS]]
 
 
 class PlannedArchive(Wire):
@@ -148,7 +143,7 @@ class PlannedArchive(Wire):
     size: int | None = Field(description="Exact bytes of the archive, null where only the end will tell.")
     etag: str | None = Field(description="The archive's ETag: strong, or weak where its size is null.")
     resumable: bool = Field(description="Whether a Range is answered now.")
-    skipped: list[SkippedBlob]
+    skipped: SkippedBlobs
 
 
 class Via(StrEnum):

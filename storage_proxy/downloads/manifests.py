@@ -4,6 +4,7 @@ The law: a manifest is written again at each mint, so its age is that of its you
 only after its digest, and a running download waits out a fault of it as of any blob.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from storage_proxy.common.errors import BlobChanged, BlobNotFound, StorageError
@@ -115,7 +116,9 @@ class ManifestStore:
             raise StorageError(DAMAGED)
         if needed > len(start):
             start += await self._read(digest, len(start), needed)
-        return decode_head(start, digest)
+        if needed <= _FIRST_READ_BYTES:
+            return decode_head(start, digest)
+        return await asyncio.to_thread(decode_head, start, digest)  # as large as this for its many runs
 
     async def _read(self, digest: str, start: int, stop: int, heal: Heal = _at_once) -> bytes:
         pin = Pin(self._bucket, _key(digest), "", stop)

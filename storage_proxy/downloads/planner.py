@@ -113,7 +113,7 @@ class _Planning:
 
     async def run(self) -> Plan:
         wanted = await self._wanted_blocks()
-        self._refuse_missing()
+        await self._refuse_missing()
         if not wanted and not self._missing:
             raise BlobNotFound("Nothing is selected")
         builder = EntryBlockBuilder()
@@ -126,13 +126,12 @@ class _Planning:
                 await _add(manifest, builder.add(entry._replace(name=self._names.assign(entry.name))))
                 self._latest = max(self._latest, entry.last_modified)
                 self._note_run(entry.key)
-        self._refuse_missing()
-        text = "".join(f"{key}\t{_DOES_NOT_EXIST}\n" for _, key in self._missing).encode()
+        await self._refuse_missing()
+        text = await asyncio.to_thread(self._missing_text)
         if text:
             await _add(manifest, builder.add(self._missing_entry(text)))
         await _add(manifest, builder.finish())
-        skipped = [SkippedBlob(key=key, reason=_DOES_NOT_EXIST) for _, key in self._missing]
-        return Plan(manifest.finish(text, runs=self._runs), skipped)
+        return await asyncio.to_thread(self._finished, manifest, text)
 
     async def _wanted_blocks(self) -> "deque[_WaitingBlock]":
         """What is there, under its wanted name; folders are noted, missing keys collected."""
@@ -267,10 +266,20 @@ class _Planning:
             reason = f"selects blobs of more than {MAX_RUNS} runs"
             raise SelectionTooLarge(f"The selection {reason}", errors=[{"loc": [self._selector], "msg": reason}])
 
-    def _refuse_missing(self) -> None:
+    def _finished(self, manifest: ManifestBuilder, text: bytes) -> Plan:
+        skipped = [SkippedBlob(key=key, reason=_DOES_NOT_EXIST) for _, key in self._missing]
+        return Plan(manifest.finish(text, runs=self._runs), skipped)
+
+    async def _refuse_missing(self) -> None:
         if self._missing and self._selection.on_missing is OnMissing.FAIL:
-            errors: list[FieldError] = [{"loc": loc, "msg": _DOES_NOT_EXIST, "key": key} for loc, key in self._missing]
+            errors = await asyncio.to_thread(self._missing_errors)
             raise BlobNotFound(f"{len(errors)} of the selected blobs do not exist", errors=errors)
+
+    def _missing_errors(self) -> list[FieldError]:
+        return [{"loc": loc, "msg": _DOES_NOT_EXIST, "key": key} for loc, key in self._missing]
+
+    def _missing_text(self) -> bytes:
+        return "".join(f"{key}\t{_DOES_NOT_EXIST}\n" for _, key in self._missing).encode()
 
     def _missing_entry(self, text: bytes) -> Entry:
         name = self._names.assign(MISSING_NAME, rename=True)

@@ -23,6 +23,7 @@ from storage_proxy.common.errors import (
     UnsafeName,
     UnsupportedMediaType,
 )
+from storage_proxy.common.large_json import LARGE_BYTES, dumped
 from storage_proxy.common.problems import invalid_input
 from storage_proxy.common.service.expectations import send_continue
 from storage_proxy.common.tokens import Claims
@@ -33,9 +34,6 @@ ClaimsOf = Callable[[web.Request], Claims]
 _Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
 MAX_JSON_VALUES = 2_000_000
 """Commas and brackets of a body: enough for 500,000 entries with key, name and bucket."""
-
-_LARGE_BODY_BYTES = 64 << 10
-"""What takes longer than a millisecond to check is checked in a thread."""
 
 _MARK = "__endpoint__"
 _MODELLED = ("body", "query", "path", "claims")
@@ -113,7 +111,7 @@ def _bound(method: Callable[..., Awaitable[Any]], claims_of: ClaimsOf | None) ->
             return result
         if result is None:
             return web.Response(status=204 if status == 200 else status)
-        return web.Response(status=status, body=result.model_dump_json().encode(), content_type="application/json")
+        return web.Response(status=status, body=await dumped(result), content_type="application/json")
 
     summary, _, description = (inspect.getdoc(method) or "").partition("\n\n")
     is_model = inspect.isclass(answer) and issubclass(answer, BaseModel)
@@ -140,7 +138,7 @@ async def _parse(request: web.Request, part: str, model: type[BaseModel], claims
 
 
 async def _from_json(model: type[BaseModel], body: bytes) -> BaseModel:
-    if len(body) <= _LARGE_BODY_BYTES:
+    if len(body) <= LARGE_BYTES:
         return _parsed(model, body)
     return await asyncio.to_thread(_parsed, model, body)
 

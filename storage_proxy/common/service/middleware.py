@@ -6,7 +6,6 @@ unfinished, so that every client sees the failure.
 
 import asyncio
 import hmac
-import json
 import logging
 import re
 import secrets
@@ -27,7 +26,8 @@ from storage_proxy.common.errors import (
     ShuttingDown,
     Unauthorized,
 )
-from storage_proxy.common.problems import PROBLEM_CONTENT_TYPE, problem_of
+from storage_proxy.common.large_json import MANY
+from storage_proxy.common.problems import PROBLEM_CONTENT_TYPE, problem_json
 
 REQUEST_ID_HEADER = "X-Request-Id"
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
@@ -56,7 +56,7 @@ def problem_response(error: ServiceError, request_id: str) -> web.Response:
         headers.setdefault(hdrs.WWW_AUTHENTICATE, "Bearer")
     if error.retry_after is not None:
         headers[hdrs.RETRY_AFTER] = str(error.retry_after)
-    body = json.dumps(problem_of(error, request_id), ensure_ascii=False).encode(errors="backslashreplace")
+    body = problem_json(error, request_id)
     return web.Response(status=error.status_hint, body=body, content_type=PROBLEM_CONTENT_TYPE, headers=headers)
 
 
@@ -125,12 +125,12 @@ def observe_requests(in_flight: InFlight) -> Middleware:
                 raise HttpVersionNotSupported("HTTP/1.0 or HTTP/1.1 is required")
             response = await handler(request)
         except ServiceError as error:
-            response = _answer(request, error)
+            response = await _answer(request, error)
         except web.HTTPException as error:
-            response = _answer(request, of_aiohttp(error))
+            response = await _answer(request, of_aiohttp(error))
         except Exception:  # noqa: BLE001 a defect of ours: logged whole, shown as nothing
             _log.exception("unexpected error", extra={"request_id": request[REQUEST_ID]})
-            response = _answer(request, Internal())
+            response = await _answer(request, Internal())
         finally:
             in_flight.leave(task)
         if in_flight.draining and not response.prepared:
@@ -171,8 +171,11 @@ def bearer(request: web.Request) -> str:
     return credentials.strip() if scheme.lower() == "bearer" else ""
 
 
-def _answer(request: web.Request, error: ServiceError) -> web.Response:
-    response = problem_response(error, request[REQUEST_ID])
+async def _answer(request: web.Request, error: ServiceError) -> web.Response:
+    if len(error.errors) > MANY:
+        response = await asyncio.to_thread(problem_response, error, request[REQUEST_ID])
+    else:
+        response = problem_response(error, request[REQUEST_ID])
     if request.writer.output_size > 0:
         abort(request)
     if not request.body_exists or request.content.is_eof():
