@@ -15,6 +15,7 @@ import aioboto3
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 
 from storage_proxy.stores.s3_signing import (
+    EMPTY_PAYLOAD,
     Credentials,
     Scope,
     encoded_path,
@@ -98,12 +99,15 @@ class Signer:
     def origin(self) -> str:
         return self._address.origin
 
-    async def signed(self, method: str, name: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
-        """The URL, and the headers of a request without a body."""
+    async def signed(
+        self, method: str, name: str, headers: Mapping[str, str], *, payload: str = EMPTY_PAYLOAD
+    ) -> tuple[str, Mapping[str, str]]:
+        """The URL, and the headers of a request; ``payload`` is the sha256 of its body in hex."""
         address = self._address
         path = address.path + encoded_path(name)
         keys = await self._keys()
-        return address.origin + path, signed_headers(method, address.host, path, headers, keys, self._scope())
+        signed = signed_headers(method, address.host, path, headers, keys, self._scope(), payload=payload)
+        return address.origin + path, signed
 
     async def signed_query(
         self, parameters: Mapping[str, str], headers: Mapping[str, str]

@@ -3,6 +3,8 @@
 The server is the real one behind `FaultyProxy`, but where an address is only looked at.
 """
 
+import asyncio
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,7 @@ from storage_proxy.common.errors import StorageError, StorageUnavailable
 from storage_proxy.stores.port import UploadTerms
 from storage_proxy.stores.s3_signer import Address, Signer, address_of, chain_keys, fixed_keys
 from storage_proxy.stores.s3_signing import Credentials
-from tests.support.blobs import found
+from tests.support.blobs import found, read_range
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.s3 import S3Bucket, open_store, shared_session
 from tests.support.s3_answers import asked_by
@@ -110,6 +112,42 @@ async def test_the_keys_of_the_environment_are_used_where_the_options_have_none(
     async with open_store(options) as store:
         await s3_bucket.client.put_object(Bucket=s3_bucket.name, Key="k", Body=b"1")
         assert (await found(store, "k")).size == 1
+
+
+async def test_a_large_object_is_put_without_the_sdk_and_others_have_their_turns(
+    s3_bucket: S3Bucket, faulty: FaultyProxy
+) -> None:
+    """The real server checks the signature, the length, the sha256 and the CRC-32."""
+    content, turns = random.Random(8).randbytes((12 << 20) + 7), 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with open_store(s3_bucket.options(endpoint=faulty.endpoint)) as store:
+        faulty.fault(Fault(method="PUT", times=1, cut_head=True))
+        counting = asyncio.create_task(count())
+        try:
+            await store.put("k/é", content)
+        finally:
+            counting.cancel()
+        assert await read_range(store, "k/é", 0, len(content)) == content
+    assert turns > len(content) / (256 << 10)
+    assert [asked_by(r.headers) for r in faulty.requests if r.method == "PUT"] == ["us", "us"]
+
+
+@pytest.mark.parametrize("status", [301, 400])
+async def test_an_answer_to_a_put_that_the_sdk_understands_better_is_left_to_it(
+    s3_bucket: S3Bucket, faulty: FaultyProxy, status: int
+) -> None:
+    """The first answer is made up, as one from another region."""
+    async with open_store(s3_bucket.options(endpoint=faulty.endpoint)) as store:
+        faulty.fault(Fault(method="PUT", times=1, status=status, code="AuthorizationHeaderMalformed"))
+        await store.put("k", b"123")
+        assert (await found(store, "k")).size == 3
+    assert [asked_by(r.headers) for r in faulty.requests if r.method == "PUT"] == ["us", "sdk"]
 
 
 @pytest.mark.parametrize("status", [301, 307, 400])
