@@ -32,8 +32,8 @@ class S3Options:
     """How to reach a bucket. ``endpoint`` None is AWS, no keys are the SDK's provider chain; times in seconds.
 
     ``max_connections`` bounds the open connections, and with them the readers that are open at once: a call that
-    gets none raises `StorageTimeout` at its deadline. HeadObject and listings have as many of their own, so that
-    readers do not keep them waiting. ``request_timeout`` is that deadline, ``max_attempts`` and their pauses
+    gets none raises `StorageTimeout` at its deadline. HeadObject, listings and `put` have as many of their own, so
+    that readers do not keep them waiting. ``request_timeout`` is that deadline, ``max_attempts`` and their pauses
     included; ``read_timeout`` is how long an answer or a body may stall.
     """
 
