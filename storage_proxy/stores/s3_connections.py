@@ -126,7 +126,7 @@ def _own_connections(options: S3Options, trust: ssl.SSLContext | None) -> aiohtt
         connector=aiohttp.TCPConnector(limit=options.max_connections, ssl=trust or True),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=options.connect_timeout, sock_read=options.read_timeout),
         cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=["accept", "user-agent"],
+        skip_auto_headers=["accept", "content-type", "user-agent"],
         auto_decompress=False,
     )
 

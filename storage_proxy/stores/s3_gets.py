@@ -58,7 +58,7 @@ class GetRequests:
 
         Raises the port's errors.
         """
-        question = {"accept-encoding": "identity", "range": f"bytes={start}-{stop - 1}"}
+        question = {"range": f"bytes={start}-{stop - 1}"}
         if if_match is not None:
             question["if-match"] = if_match
         for is_last, pause in attempts(self._max_attempts, self._jitter):

@@ -15,7 +15,14 @@ from storage_proxy.stores.port import whole_seconds
 _ROOT, _ERROR = "ListBucketResult", "Error"
 _SEPARATOR = " "
 _MAX_TOKEN_BYTES = 64 << 10
-"""Of one tag or stretch of text; a key has 3 KiB at most. Expat looks at an unfinished one anew with each piece."""
+"""Of a tag, which expat looks at anew with each piece until it ends; a key has 3 KiB at most."""
+_MAX_TEXT = 64 << 10
+"""Characters of an element."""
+_MAX_DEPTH = 16
+_MAX_OBJECTS = 10_000
+"""Ten times what a page has; there are servers that do not know ``max-keys``."""
+_OF_PAGE = frozenset({"IsTruncated", "NextContinuationToken", "EncodingType"})
+_OF_OBJECT = frozenset({"Key", "Size", "ETag", "LastModified"})
 _TRUTHS = {"true": True, "false": False}
 
 
@@ -64,18 +71,21 @@ class ListingParser:
         self._page: dict[str, str] = {}
         self._object: dict[str, str] = {}
         self._objects: list[dict[str, str]] = []
-        self._given = 0
-        parser = self._parser = expat.ParserCreate(namespace_separator=_SEPARATOR)
+        self._text_size = 0
+        self._given = self._reached = 0
+        # S3 speaks UTF-8, whatever a declaration says.
+        parser = self._parser = expat.ParserCreate("utf-8", _SEPARATOR)
         parser.buffer_text = True
         parser.StartDoctypeDeclHandler = _refused
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._text.append
+        parser.CharacterDataHandler = self._more
 
     def feed(self, piece: bytes) -> None:
         self._parse(piece, is_last=False)
         self._given += len(piece)
-        if self._given - self._parser.CurrentByteIndex > _MAX_TOKEN_BYTES:
+        self._reached = max(self._reached, self._parser.CurrentByteIndex)  # now and then it is -1
+        if self._given - self._reached > _MAX_TOKEN_BYTES:
             raise ValueError("too long for a listing")
 
     def close(self) -> None:
@@ -102,19 +112,33 @@ class ListingParser:
         if not self._path and name != _ROOT:
             raise BrokenListing("an error") if name == _ERROR else ValueError("not a listing")
         self._path.append(name)
-        self._text.clear()
+        if len(self._path) > _MAX_DEPTH:
+            raise ValueError("too deep for a listing")
+        self._forget_text()
+
+    def _more(self, text: str) -> None:
+        self._text_size += len(text)
+        if self._text_size > _MAX_TEXT:
+            raise ValueError("too long for a listing")
+        self._text.append(text)
 
     def _end(self, _: str) -> None:
         match self._path:
-            case [_, "Contents", name]:
+            case [_, "Contents", name] if name in _OF_OBJECT:
                 self._object[name] = "".join(self._text)
             case [_, "Contents"]:
                 self._objects.append(self._object)
                 self._object = {}
-            case [_, name]:
+                if len(self._objects) > _MAX_OBJECTS:
+                    raise ValueError("too many objects for a page")
+            case [_, name] if name in _OF_PAGE:
                 self._page[name] = "".join(self._text)
         self._path.pop()
+        self._forget_text()
+
+    def _forget_text(self) -> None:
         self._text.clear()
+        self._text_size = 0
 
 
 def _listed(item: Mapping[str, str], decoded: Callable[[str], str]) -> ListedObject:
@@ -123,7 +147,7 @@ def _listed(item: Mapping[str, str], decoded: Callable[[str], str]) -> ListedObj
         raise ValueError("a size is no number")
     if modified.tzinfo is None:
         modified = modified.replace(tzinfo=UTC)
-    return ListedObject(decoded(item["Key"]), int(size), item["ETag"], whole_seconds(modified.timestamp()))
+    return ListedObject(decoded(item["Key"]), int(size), item.get("ETag", ""), whole_seconds(modified.timestamp()))
 
 
 def _unquoted(name: str) -> str:

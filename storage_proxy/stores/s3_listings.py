@@ -87,7 +87,9 @@ class S3Listings:
             asked["ContinuationToken"] = question.continuation
         answer = await self._client.list_objects_v2(**asked)
         found = [
-            ListedObject(item["Key"], item["Size"], item["ETag"], whole_seconds(item["LastModified"].timestamp()))
+            ListedObject(
+                item["Key"], item["Size"], item.get("ETag", ""), whole_seconds(item["LastModified"].timestamp())
+            )
             for item in answer.get("Contents", [])
         ]
         return Listing(found, answer["IsTruncated"], answer.get("NextContinuationToken", ""))

@@ -14,14 +14,13 @@ from typing import TypeVar
 import aiohttp
 from yarl import URL
 
-from storage_proxy.common.errors import StorageError
+from storage_proxy.common.errors import StorageError, StorageUnavailable
 from storage_proxy.stores.s3_attempts import attempts
 from storage_proxy.stores.s3_errors import MAX_ERROR_BYTES, asks_for_patience, error_code, is_elsewhere, refusal
 from storage_proxy.stores.s3_listing_xml import BrokenListing, Listing, ListingParser, ListingQuestion
 from storage_proxy.stores.s3_signer import Signer
 
-_PLAIN = {"accept-encoding": "identity"}
-_HEAD = _PLAIN | {"x-amz-checksum-mode": "ENABLED"}
+_HEAD = {"x-amz-checksum-mode": "ENABLED"}
 
 _MAX_LISTING_BYTES = 16 << 20
 """Four times what 1,000 keys of 1,024 bytes need, each byte of them encoded as three."""
@@ -77,7 +76,7 @@ class S3Requests:
             parameters["continuation-token"] = question.continuation
 
         async def ask() -> tuple[str, Mapping[str, str]]:
-            return await self._signer.signed_query(parameters, _PLAIN)
+            return await self._signer.signed_query(parameters)
 
         return await self._answer("ListObjectsV2", "GET", ask, _listing)
 
@@ -116,9 +115,9 @@ class S3Requests:
             except (aiohttp.ClientError, OSError):  # a deadline's TimeoutError is raised further out
                 if is_last:
                     raise
-            except BrokenListing:  # with status 200: the SDK takes it for a 500, too
+            except BrokenListing as error:  # the SDK, too, takes this for a 500
                 if is_last:
-                    raise refusal(operation, 500, "") from None
+                    raise StorageUnavailable(f"The storage's answer to {operation} is not a whole listing") from error
             else:
                 if is_elsewhere(status, code):
                     return None

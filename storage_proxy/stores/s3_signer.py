@@ -27,6 +27,9 @@ from storage_proxy.stores.s3_signing import (
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
 
+# What proxies rewrite on the way is not signed, as the SDK does not.
+_UNSIGNED = {"accept-encoding": "identity"}
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -102,22 +105,20 @@ class Signer:
     async def signed(
         self, method: str, name: str, headers: Mapping[str, str], *, payload: str = EMPTY_PAYLOAD
     ) -> tuple[str, Mapping[str, str]]:
-        """The URL, and the headers of a request; ``payload`` is the sha256 of its body in hex."""
+        """The URL, and all headers of a request; ``payload`` is the sha256 of its body in hex."""
         address = self._address
         path = address.path + encoded_path(name)
         keys = await self._keys()
         signed = signed_headers(method, address.host, path, headers, keys, self._scope(), payload=payload)
-        return address.origin + path, signed
+        return address.origin + path, signed | _UNSIGNED
 
-    async def signed_query(
-        self, parameters: Mapping[str, str], headers: Mapping[str, str]
-    ) -> tuple[str, Mapping[str, str]]:
+    async def signed_query(self, parameters: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
         """As `signed`, of a GET that asks the bucket itself."""
         address = self._address
         path, query = address.path.removesuffix("/") or "/", encoded_query(parameters)
         keys = await self._keys()
-        signed = signed_headers("GET", address.host, path, headers, keys, self._scope(), query=query)
-        return f"{address.origin}{path}?{query}", signed
+        signed = signed_headers("GET", address.host, path, {}, keys, self._scope(), query=query)
+        return f"{address.origin}{path}?{query}", signed | _UNSIGNED
 
     async def presigned(self, method: str, name: str, headers: Mapping[str, str], *, expires_in: int) -> str:
         """A URL for requests with just these ``headers``, within ``expires_in`` seconds."""

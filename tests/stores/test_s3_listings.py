@@ -55,8 +55,9 @@ def pages(draw: st.DrawFn) -> str:
     parts = [*head, *contents, encoding] if after else [encoding, *head, *contents]
     blank = draw(st.sampled_from(("", "\n  ")))
     namespace = draw(st.sampled_from(("", ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"')))
+    said = draw(st.sampled_from(("UTF-8", "utf8", "ISO-8859-1", "base64", "unknown")))
     return (
-        f'<?xml version="1.0" encoding="UTF-8"?>\n<ListBucketResult{namespace}>{blank.join(parts)}</ListBucketResult>'
+        f'<?xml version="1.0" encoding="{said}"?>\n<ListBucketResult{namespace}>{blank.join(parts)}</ListBucketResult>'
     )
 
 
@@ -83,6 +84,37 @@ def test_a_page_in_any_pieces_is_what_the_sdk_reads(page: str, cuts: list[int]) 
     text = page.encode()
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     assert parsed([text[first:last] for first, last in pairwise(edges)]) == by_the_sdk(text)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10, 1000])
+def test_a_long_page_may_come_in_tiny_pieces(size: int) -> None:
+    text = listing(*(f"key-{number:06}" for number in range(1000))).partition(b"\r\n\r\n")[2]
+    assert len(text) > 2 * (64 << 10)
+    assert parsed([text[at : at + size] for at in range(0, len(text), size)]) == by_the_sdk(text)
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [
+        ("<Contents><Key>", "%41" * 1000),
+        ("", "<a>" * 10),
+        ("", "<Contents><Key>k</Key></Contents>" * 1000),
+    ],
+    ids=["text", "depth", "objects"],
+)
+def test_what_no_page_has_so_much_of_is_refused(before: str, again: str) -> None:
+    parser = ListingParser()
+    parser.feed(f"<ListBucketResult><IsTruncated>false</IsTruncated>{before}".encode())
+    with pytest.raises(ValueError, match=r"^too (long|deep|many)"):
+        for _ in range(40):
+            parser.feed(again.encode())
+
+
+def test_what_is_not_asked_for_is_not_kept() -> None:
+    parser = ListingParser()
+    parser.feed(b"<ListBucketResult><IsTruncated>false</IsTruncated>")
+    parser.feed("".join(f"<a{number}>text</a{number}>" for number in range(1000)).encode())
+    assert set(parser._page) == {"IsTruncated"}
 
 
 @given(pages(), st.integers(0, 5000))
@@ -240,8 +272,8 @@ def test_a_token_that_does_not_end_is_refused_soon(token: bytes) -> None:
 
 
 async def test_a_listing_without_an_end_is_an_error(s3_bucket: S3Bucket, faulty: FaultyProxy) -> None:
-    """The answer is made up: 16 MiB of one element's text, and more."""
-    endless = answer("<ListBucketResult>" + "x" * (17 << 20))
+    """The answer is made up: 16 MiB of empty elements, and more."""
+    endless = answer("<ListBucketResult>" + "<Prefix/>" * (2 << 20))
     async with open_store(s3_bucket.options(endpoint=faulty.endpoint)) as store:
         faulty.fault(Fault(contains="list-type", answer=endless))
         with pytest.raises(StorageError, match="too long"):

@@ -5,7 +5,10 @@ The server is the real one behind `FaultyProxy`, but where an address is only lo
 
 import asyncio
 import random
+import threading
 from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import aioboto3
@@ -14,6 +17,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import NoCredentialsError
 
 from storage_proxy.common.errors import StorageError, StorageUnavailable
+from storage_proxy.stores import s3_requests
 from storage_proxy.stores.port import UploadTerms
 from storage_proxy.stores.s3_signer import Address, Signer, address_of, chain_keys, fixed_keys
 from storage_proxy.stores.s3_signing import Credentials
@@ -51,6 +55,8 @@ async def test_the_sdk_decides_where_a_bucket_is(
     assert (found.origin, found.path) == expected
     assert found.host == found.origin.partition("//")[2]
     assert found.region == "eu-west-1"
+    url, _ = await Signer(found, partial(fixed_keys, "k", "s")).signed_query({"prefix": "a b/"})
+    assert url == f"{expected[0]}{expected[1].removesuffix('/') or '/'}?prefix=a%20b%2F"
 
 
 async def test_the_region_of_an_access_point_is_signed_with() -> None:
@@ -115,10 +121,16 @@ async def test_the_keys_of_the_environment_are_used_where_the_options_have_none(
 
 
 async def test_a_large_object_is_put_without_the_sdk_and_others_have_their_turns(
-    s3_bucket: S3Bucket, faulty: FaultyProxy
+    s3_bucket: S3Bucket, faulty: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real server checks the signature, the length, the sha256 and the CRC-32."""
-    content, turns = random.Random(8).randbytes((12 << 20) + 7), 0
+    content, turns, hashed_by = random.Random(8).randbytes((12 << 20) + 7), 0, []
+
+    def hashing(body: bytes) -> Any:
+        hashed_by.append(threading.get_ident())
+        return sha256(body)
+
+    monkeypatch.setattr(s3_requests, "sha256", hashing)
 
     async def count() -> None:
         nonlocal turns
@@ -135,7 +147,16 @@ async def test_a_large_object_is_put_without_the_sdk_and_others_have_their_turns
             counting.cancel()
         assert await read_range(store, "k/é", 0, len(content)) == content
     assert turns > len(content) / (256 << 10)
+    assert len(hashed_by) == 1
+    assert threading.get_ident() not in hashed_by
     assert [asked_by(r.headers) for r in faulty.requests if r.method == "PUT"] == ["us", "us"]
+
+
+async def test_a_body_is_sent_in_pieces() -> None:
+    content = random.Random(9).randbytes(700_000)
+    pieces = [bytes(piece) async for piece in s3_requests._pieces(content)]
+    assert b"".join(pieces) == content
+    assert max(map(len, pieces)) == 256 << 10
 
 
 @pytest.mark.parametrize("status", [301, 400])
