@@ -35,13 +35,15 @@ Presign = Callable[[str, str], Awaitable[str]]
 @dataclass(frozen=True, slots=True)
 class Representation:
     """What a GET answers. ``last_modified`` is in epoch seconds, ``size`` in bytes, None where only the end will tell;
-    ``ranges`` says whether a Range can be answered, which takes a size; ``pinned`` whether a change of its blobs is the
+    ``dated`` says whether another content would have another ``last_modified``, but for the clock's precision;
+    ``ranges`` whether a Range can be answered, which takes a size; ``pinned`` whether a change of its blobs is the
     link's end (410) or a reason to look again. ``body`` gives bytes from (included) to (excluded; None: the end).
     """
 
     etag: str
     size: int | None
     last_modified: int
+    dated: bool
     content_type: str
     content_encoding: str | None
     filename: str
@@ -93,6 +95,7 @@ class Downloads:
             etag=stat.etag,
             size=stat.size,
             last_modified=stat.last_modified,
+            dated=True,
             content_type=content_type,
             content_encoding=stat.content_encoding,
             filename=grant.filename,
@@ -190,6 +193,7 @@ def _of_archive(
         etag=etag,
         size=size,
         last_modified=head.last_modified,
+        dated=grant.manifest is not None,  # listed files are looked up anew, and the latest of them may stay as it was
         content_type=head.layout.media_type,
         content_encoding=None,
         filename=grant.filename,

@@ -119,7 +119,7 @@ class ClientHandlers:
     ) -> web.StreamResponse:
         if what.size is None and request.version < HttpVersion11:  # only the close would end it, as it would end a cut
             raise HttpVersionNotSupported("The archive's length is not known: this needs HTTP/1.1")
-        validators = Validators(what.etag, what.last_modified, what.size, what.ranges)
+        validators = Validators(what.etag, what.last_modified, what.dated, what.size, what.ranges)
         outcome = evaluate(request.method, _joined(request), validators, now=time.time())
         headers = _headers(what)
         if isinstance(outcome, NotModified):

@@ -21,11 +21,14 @@ _STRONG_DATE_SECONDS = 60
 class Validators:
     """``etag`` with its quotes (and ``W/`` where it is weak), ``last_modified`` in epoch seconds.
 
+    ``dated`` says whether another content would have another ``last_modified``: else a date never shows that the
+    content is the same.
     ``size`` is in bytes, None where only the end will tell: no range can be answered then, whatever ``ranges`` says.
     """
 
     etag: str
     last_modified: int
+    dated: bool
     size: int | None
     ranges: bool
 
@@ -69,7 +72,7 @@ def evaluate(method: str, headers: Mapping[str, str], validators: Validators, *,
         known = _matches(if_none_match, validators.etag, weak=True)
     else:
         since = _date(headers.get("If-Modified-Since"))
-        known = since is not None and validators.last_modified <= since
+        known = since is not None and validators.dated and validators.last_modified <= since
     if known:
         return NotModified()
     asked = headers.get("Range")
@@ -108,7 +111,7 @@ def _same_as_before(headers: Mapping[str, str], validators: Validators, now: flo
         return True
     if condition.lstrip().startswith(('"', "W/")):
         return condition.strip() == validators.etag and not validators.etag.startswith("W/")
-    is_strong = now - validators.last_modified >= _STRONG_DATE_SECONDS
+    is_strong = validators.dated and now - validators.last_modified >= _STRONG_DATE_SECONDS
     return is_strong and _date(condition) == validators.last_modified
 
 

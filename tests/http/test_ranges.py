@@ -23,8 +23,9 @@ def asked(
     ranges: bool = True,
     now: float = MODIFIED + 3600,
     etag: str = ETAG,
+    dated: bool = True,
 ) -> Outcome:
-    return evaluate(method, headers, Validators(etag, MODIFIED, size, ranges), now=now)
+    return evaluate(method, headers, Validators(etag, MODIFIED, dated, size, ranges), now=now)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,12 @@ def test_a_range_is_for_get_and_for_representations_that_have_ranges() -> None:
 def test_if_range_compares_strongly(condition: str, honoured: bool) -> None:
     expected = Partial(5, 100) if honoured else Whole()
     assert asked({"Range": "bytes=5-", "If-Range": condition}) == expected
+
+
+def test_a_date_that_may_stay_while_the_content_changes_shows_nothing() -> None:
+    assert asked({"Range": "bytes=5-", "If-Range": DATE}, dated=False) == Whole()
+    assert asked({"If-Modified-Since": DATE}, dated=False) == Whole()
+    assert asked({"Range": "bytes=5-", "If-Range": ETAG}, dated=False) == Partial(5, 100)
 
 
 def test_a_date_is_no_strong_validator_within_its_first_minute() -> None:
