@@ -34,7 +34,8 @@ def error_of(
     status: int,
     content_type: str,
     retry_after: str | None,
-    for_caller: Collection[type[ServiceError]],
+    *,
+    for_caller: Collection[type[ServiceError]] = (),
 ) -> ServiceError:
     """The error that an answer tells of. ``for_caller``: those that concern the caller here."""
     try:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import aiohttp
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from manager_api.metrics import ProxyCallMetrics
 from manager_api.proxy_problems import error_of
 from storage_proxy.common.errors import ServiceError, ShuttingDown, StorageError, StorageTimeout, StorageUnavailable
-from storage_proxy.common.large_json import LARGE_BYTES
+from storage_proxy.common.large_json import by_size
 from storage_proxy.common.problems import PROBLEM_CONTENT_TYPE
 from storage_proxy.common.service.middleware import REQUEST_ID_HEADER
 
@@ -28,7 +29,6 @@ MAX_ANSWER_BYTES = 64 << 20
 _SUCCESS = (200, 201, 202)
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class RpcTransport:
         """The answer to ``call``. Raises as the proxy says, and `StorageUnavailable` or `StorageTimeout`."""
         started = time.monotonic()
         try:
-            return await _by_size(await self._answer(call), _parsed, model)
+            return await by_size(await self._answer(call), partial(_parsed, model=model))
         except ServiceError as error:
             self._metrics.errors.labels(call.operation, error.code).inc()
             raise
@@ -130,10 +130,14 @@ class RpcTransport:
             return body
         if response.status == 503 and response.content_type != PROBLEM_CONTENT_TYPE:
             raise _Unanswered(StorageUnavailable("The storage proxy is unavailable"))  # a balancer's word
-        headers = response.headers
-        problem = await _by_size(
-            body, error_of, response.status, response.content_type, headers.get("Retry-After"), call.for_caller
+        reading = partial(
+            error_of,
+            status=response.status,
+            content_type=response.content_type,
+            retry_after=response.headers.get("Retry-After"),
+            for_caller=call.for_caller,
         )
+        problem = await by_size(body, reading)
         if isinstance(problem, ShuttingDown):  # the next connection reaches another replica
             raise _Unanswered(StorageUnavailable("The storage proxy is shutting down"))
         raise problem
@@ -160,13 +164,6 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
         if len(body) > MAX_ANSWER_BYTES:
             raise StorageError("The storage proxy's answer is too long")
     return bytes(body)
-
-
-async def _by_size(body: bytes, read: Callable[..., _T], *arguments: object) -> _T:
-    """What ``read`` makes of ``body``, in a thread where it is large."""
-    if len(body) <= LARGE_BYTES:
-        return read(body, *arguments)
-    return await asyncio.to_thread(read, body, *arguments)
 
 
 def _parsed(body: bytes, model: type[_Answer]) -> _Answer:

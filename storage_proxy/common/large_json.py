@@ -1,10 +1,12 @@
 """JSON with very many entries: in a thread, and with Python between two of them.
 
 The law: there the interpreter changes threads, and nowhere within Pydantic or the JSON encoder. Without it a hundred
-thousand entries would be read or written in one breath, and an event loop beside them stand still.
+thousand entries would be checked or written in one breath, and an event loop beside them stand still. Only the parse of
+a text itself is one.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import AfterValidator, BaseModel, SerializerFunctionWrapHandler, WrapSerializer
@@ -31,6 +33,13 @@ READ_IN_TURNS = AfterValidator(_as_it_is)
 
 WRITTEN_IN_TURNS = WrapSerializer(_as_written)
 """For the type of a list's entries."""
+
+
+async def by_size(body: bytes, read: Callable[[bytes], _T]) -> _T:
+    """What ``read`` makes of ``body``, in a thread where it is large."""
+    if len(body) <= LARGE_BYTES:
+        return read(body)
+    return await asyncio.to_thread(read, body)
 
 
 async def dumped(model: BaseModel) -> bytes:

@@ -4,7 +4,7 @@ The law: a message names the operation, the status and the error's code, and not
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import aiohttp
@@ -39,8 +39,7 @@ _ELSEWHERE = frozenset({"", "AuthorizationHeaderMalformed", "IllegalLocationCons
 
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
 
-MAX_ERROR_BYTES = 64 << 10
-"""How much of an error's body is read for its code."""
+_MAX_ERROR_BYTES = 64 << 10
 
 _NO_SUCH_KEY = frozenset({"", "404", "NoSuchKey", "NoSuchVersion", "NotFound"})
 """Another code with a 404 is of something else, such as an account; a HEAD has none."""
@@ -88,8 +87,11 @@ def asks_for_patience(status: int, code: str) -> bool:
     return status in _TRY_AGAIN or code in _LATER
 
 
-def error_code(body: bytes | bytearray) -> str:
-    """The code in the body of an answer with an error status; empty where it has none."""
+async def error_code(read: Callable[[], Awaitable[bytes | memoryview]]) -> str:
+    """The code in the body of an answer with an error status, read piece by piece; empty where it has none."""
+    body = bytearray()
+    while len(body) < _MAX_ERROR_BYTES and (piece := await read()):
+        body += piece
     found = _CODE.search(body)
     return found[1].decode() if found else ""
 

@@ -15,7 +15,7 @@ from storage_proxy.stores.http_pool import ConnectionPool
 from storage_proxy.stores.http_responses import Head
 from storage_proxy.stores.s3_answers import check_range
 from storage_proxy.stores.s3_attempts import attempts
-from storage_proxy.stores.s3_errors import MAX_ERROR_BYTES, asks_for_patience, error_code, is_elsewhere, refusal
+from storage_proxy.stores.s3_errors import asks_for_patience, error_code, is_elsewhere, refusal
 from storage_proxy.stores.s3_signer import Signer
 
 _UNSENDABLE = re.compile(r"[^\t\x20-\x7e]")
@@ -96,7 +96,7 @@ class GetRequests:
                 head = await exchange.head()
                 if head.status in {200, 206}:
                     return connection, exchange, head
-                raise _Refused(head.status, await _error_code(exchange))
+                raise _Refused(head.status, await error_code(exchange.read))
             except BaseException as error:
                 self._pool.give_back(connection, reusable=exchange.close())
                 stale = kept and not exchange.heard and isinstance(error, StorageUnavailable)
@@ -145,10 +145,3 @@ def _request(target: str, headers: Mapping[str, str]) -> bytes:
     if any(map(_UNSENDABLE.search, lines)):
         raise ValueError("a header cannot be sent")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
-
-
-async def _error_code(exchange: Exchange) -> str:
-    body = bytearray()
-    while len(body) < MAX_ERROR_BYTES and (chunk := await exchange.read()):
-        body += chunk
-    return error_code(body)

@@ -8,6 +8,7 @@ the SDK.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from yarl import URL
 
 from storage_proxy.common.errors import StorageError, StorageUnavailable
 from storage_proxy.stores.s3_attempts import attempts
-from storage_proxy.stores.s3_errors import MAX_ERROR_BYTES, asks_for_patience, error_code, is_elsewhere, refusal
+from storage_proxy.stores.s3_errors import asks_for_patience, error_code, is_elsewhere, refusal
 from storage_proxy.stores.s3_listing_xml import BrokenListing, Listing, ListingParser, ListingQuestion
 from storage_proxy.stores.s3_signer import Signer
 
@@ -111,7 +112,8 @@ class S3Requests:
                 ) as response:
                     if response.status == 200:
                         return await read(response)
-                    status, code = response.status, await _code(response)
+                    status = response.status
+                    code = await error_code(partial(response.content.read, _PIECE_BYTES))
             except (aiohttp.ClientError, OSError):  # a deadline's TimeoutError is raised further out
                 if is_last:
                     raise
@@ -163,10 +165,3 @@ async def _listing(response: aiohttp.ClientResponse) -> Listing:
         if len(objects) % _PIECE_OBJECTS == 0:
             await asyncio.sleep(0)
     return Listing(objects, parser.is_truncated, parser.following)
-
-
-async def _code(response: aiohttp.ClientResponse) -> str:
-    body = bytearray()
-    while len(body) < MAX_ERROR_BYTES and (piece := await response.content.read(_PIECE_BYTES)):
-        body += piece
-    return error_code(body)

@@ -3,17 +3,19 @@
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from pydantic import TypeAdapter
 
 from manager_api.proxy_problems import error_of
-from manager_api.rpc_transport import _by_size, _parsed
+from manager_api.rpc_transport import _parsed
 from storage_proxy.common.errors import BlobNotFound, FieldError
-from storage_proxy.common.large_json import dumped
+from storage_proxy.common.large_json import by_size, dumped
 from storage_proxy.common.problems import PROBLEM_CONTENT_TYPE, problem_json, problem_of
 from storage_proxy.common.wire import PlannedArchive, SkippedBlob
+from tests.support.turns import turns_beside
 
 COUNT = 60_000
 TURNS = 1_500
@@ -32,23 +34,6 @@ def threads_change_as_soon_as_they_may() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-async def turns_beside(work: Awaitable[object]) -> int:
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.create_task(count())
-    try:
-        await work
-    finally:
-        counting.cancel()
-    return turns
-
-
 def planned(count: int) -> PlannedArchive:
     skipped = [SkippedBlob(key=f"key-{number}", reason="does not exist") for number in range(count)]
     return PlannedArchive(manifest="sha256:" + "0" * 64, entries=1, size=1, etag='"e"', resumable=True, skipped=skipped)
@@ -58,9 +43,12 @@ async def test_a_long_answer_is_written_and_read_in_turns() -> None:
     answer = planned(COUNT)
     text = await dumped(answer)
     assert json.loads(text) == answer.model_dump(mode="json")
-    assert await turns_beside(dumped(answer)) > TURNS
-    assert _parsed(text, PlannedArchive) == answer
-    assert await turns_beside(_by_size(text, _parsed, PlannedArchive)) > TURNS
+    turns, again = await turns_beside(dumped(answer))
+    assert again == text
+    assert turns > TURNS
+    turns, read = await turns_beside(by_size(text, partial(_parsed, model=PlannedArchive)))
+    assert read == answer
+    assert turns > TURNS
 
 
 async def test_a_short_answer_is_written_the_same_way() -> None:
@@ -71,9 +59,13 @@ async def test_a_long_problem_is_written_and_read_in_turns() -> None:
     error = BlobNotFound("many are missing", errors=MISSING)
     text = problem_json(error, "r1")
     assert text == json.dumps(problem_of(error, "r1"), ensure_ascii=False).encode(errors="backslashreplace")
-    assert await turns_beside(asyncio.to_thread(problem_json, error, "r1")) > TURNS
-    reading = _by_size(text, error_of, 404, PROBLEM_CONTENT_TYPE, None, ())
-    assert await turns_beside(reading) > TURNS
+    turns, again = await turns_beside(asyncio.to_thread(problem_json, error, "r1"))
+    assert again == text
+    assert turns > TURNS
+    reading = partial(error_of, status=404, content_type=PROBLEM_CONTENT_TYPE, retry_after=None)
+    turns, read = await turns_beside(by_size(text, reading))
+    assert read.errors == tuple(MISSING)
+    assert turns > TURNS
 
 
 @pytest.mark.parametrize("errors", [[], MISSING[:1], [{"loc": ["key"], "msg": "is unsafe", "key": "\ud800"}]])

@@ -22,6 +22,7 @@ from tests.support.manifests import manifests_in
 from tests.support.runs import temporary_runs
 from tests.support.s3 import S3Bucket, open_store
 from tests.support.scripted_store import Blob, ScriptedStore
+from tests.support.turns import turns_beside
 
 BYTES_AN_ENTRY = 400
 """The promise of docs/operations.md."""
@@ -75,21 +76,9 @@ async def test_an_entry_takes_less_memory_at_mint_than_promised_though_its_key_i
 
 
 async def test_others_have_their_turn_all_through_a_mint() -> None:
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
     count = 10_000
     async with planning(Listed(count), crc32_seconds=0) as ready:
-        beside = asyncio.create_task(others())
-        try:
-            await ready.planner.plan(ArchiveSelection(prefix=""))
-        finally:
-            beside.cancel()
+        turns, _ = await turns_beside(ready.planner.plan(ArchiveSelection(prefix="")))
     assert turns > 2 * count / 128  # while listing, and while laying out
 
 

@@ -4,7 +4,6 @@ The parser is held against the SDK's. Requests go to the real server behind `Fau
 the test says so.
 """
 
-import asyncio
 import gc
 import weakref
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from tests.support.blobs import list_all, list_keys
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.s3 import S3Bucket, open_store
 from tests.support.s3_answers import answer, asked_by, listing
+from tests.support.turns import turns_beside
 
 SHAPE = get_session().get_service_model("s3").operation_model("ListObjectsV2").output_shape
 
@@ -283,21 +283,10 @@ async def test_a_listing_without_an_end_is_an_error(s3_bucket: S3Bucket, faulty:
 
 async def test_others_have_their_turns_while_a_page_is_read(s3_bucket: S3Bucket, faulty: FaultyProxy) -> None:
     """The page is made up, and as long as pages are: some 190 kB in pieces of 16 KiB, then 1,000 keys by fifties."""
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
     keys = [f"key-{number:06}-{'x' * 60}" for number in range(1000)]
     page = listing(*keys)
     async with open_store(s3_bucket.options(endpoint=faulty.endpoint)) as store:
         faulty.fault(Fault(contains="list-type", answer=page))
-        counting = asyncio.create_task(count())
-        try:
-            assert await list_keys(store) == keys
-        finally:
-            counting.cancel()
+        turns, found = await turns_beside(list_keys(store))
+        assert found == keys
     assert turns >= len(page) / (16 << 10) + 1000 / 50

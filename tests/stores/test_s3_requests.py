@@ -1,9 +1,8 @@
-"""HeadObject by our own requests: where they go, what they are signed with, and when the SDK is asked instead.
+"""HeadObject and PutObject by our own requests: where they go, how they are signed, when the SDK is asked instead.
 
 The server is the real one behind `FaultyProxy`, but where an address is only looked at.
 """
 
-import asyncio
 import random
 import threading
 from dataclasses import replace
@@ -25,6 +24,7 @@ from tests.support.blobs import found, read_range
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.s3 import S3Bucket, open_store, shared_session
 from tests.support.s3_answers import asked_by
+from tests.support.turns import turns_beside
 
 
 async def address(bucket: str = "bucket", **settings: Any) -> Address | None:
@@ -124,7 +124,7 @@ async def test_a_large_object_is_put_without_the_sdk_and_others_have_their_turns
     s3_bucket: S3Bucket, faulty: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real server checks the signature, the length, the sha256 and the CRC-32."""
-    content, turns, hashed_by = random.Random(8).randbytes((12 << 20) + 7), 0, []
+    content, hashed_by = random.Random(8).randbytes((12 << 20) + 7), []
 
     def hashing(body: bytes) -> Any:
         hashed_by.append(threading.get_ident())
@@ -132,19 +132,9 @@ async def test_a_large_object_is_put_without_the_sdk_and_others_have_their_turns
 
     monkeypatch.setattr(s3_requests, "sha256", hashing)
 
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
     async with open_store(s3_bucket.options(endpoint=faulty.endpoint)) as store:
         faulty.fault(Fault(method="PUT", times=1, cut_head=True))
-        counting = asyncio.create_task(count())
-        try:
-            await store.put("k/é", content)
-        finally:
-            counting.cancel()
+        turns, _ = await turns_beside(store.put("k/é", content))
         assert await read_range(store, "k/é", 0, len(content)) == content
     assert turns > len(content) / (256 << 10)
     assert len(hashed_by) == 1

@@ -4,11 +4,11 @@ The law: no handler parses a body, a query, a path or a token by hand, and what 
 error before anything is read.
 """
 
-import asyncio
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, get_type_hints
 from urllib.parse import unquote_to_bytes
 
@@ -23,7 +23,7 @@ from storage_proxy.common.errors import (
     UnsafeName,
     UnsupportedMediaType,
 )
-from storage_proxy.common.large_json import LARGE_BYTES, dumped
+from storage_proxy.common.large_json import by_size, dumped
 from storage_proxy.common.problems import invalid_input
 from storage_proxy.common.service.expectations import send_continue
 from storage_proxy.common.tokens import Claims
@@ -129,18 +129,12 @@ async def _parse(request: web.Request, part: str, model: type[BaseModel], claims
         if part == "body" and not model.model_fields and not request.body_exists:
             return model()
         if part == "body":
-            return await _from_json(model, await _json_body(request))
+            return await by_size(await _json_body(request), partial(_parsed, model))
         if part == "query":
             return model.model_validate(_query(request))
         return model.model_validate(dict(request.match_info))
     except ValidationError as error:
         raise invalid_input(error) from None
-
-
-async def _from_json(model: type[BaseModel], body: bytes) -> BaseModel:
-    if len(body) <= LARGE_BYTES:
-        return _parsed(model, body)
-    return await asyncio.to_thread(_parsed, model, body)
 
 
 def _parsed(model: type[BaseModel], body: bytes) -> BaseModel:
